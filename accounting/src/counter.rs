@@ -1,0 +1,233 @@
+//! One group's counter: usage, its peak, and the limits that it is held to.
+//!
+//! # Invariants
+//!
+//! - `usage <= max` but for what was forced, and for a `max` that was lowered below usage.
+//! - `usage` of a group is at least the sum of its children's.
+//! - Writers hold the stripe lock of the tree; readers take one relaxed load, for a number that
+//!   may change right after orders nothing.
+
+use crate::group::GroupRef;
+use crate::limit::Limit;
+use crate::sync::{AtomicU64, Ordering};
+
+/// The limit words, with `u64::MAX` for none, as the kernel's `PAGE_COUNTER_MAX`.
+#[derive(Debug)]
+pub(crate) struct Counter {
+    usage: AtomicU64,
+    large: AtomicU64,
+    peak: AtomicU64,
+    /// The peak since the last reset by any reader: the kernel's `local_watermark`.
+    local_peak: AtomicU64,
+    max: AtomicU64,
+    high: AtomicU64,
+    low: AtomicU64,
+    min: AtomicU64,
+}
+
+fn encode(limit: Limit) -> u64 {
+    limit.bytes().unwrap_or(u64::MAX)
+}
+
+fn decode(word: u64) -> Limit {
+    if word == u64::MAX { Limit::Max } else { Limit::Bytes(word) }
+}
+
+impl Counter {
+    pub(crate) fn new() -> Self {
+        Self {
+            usage: AtomicU64::new(0),
+            large: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            local_peak: AtomicU64::new(0),
+            max: AtomicU64::new(u64::MAX),
+            high: AtomicU64::new(u64::MAX),
+            low: AtomicU64::new(0),
+            min: AtomicU64::new(0),
+        }
+    }
+
+    /// Back to what `new` makes, for a group that is being made.
+    pub(crate) fn reset(&self) {
+        for (word, value) in [
+            (&self.usage, 0),
+            (&self.large, 0),
+            (&self.peak, 0),
+            (&self.local_peak, 0),
+            (&self.max, u64::MAX),
+            (&self.high, u64::MAX),
+            (&self.low, 0),
+            (&self.min, 0),
+        ] {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn usage(&self) -> u64 {
+        self.usage.load(Ordering::Relaxed)
+    }
+
+    /// The part of usage that is large objects.
+    pub(crate) fn large(&self) -> u64 {
+        self.large.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_large(&self, bytes: u64) {
+        self.large.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn max(&self) -> Limit {
+        decode(self.max.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_max(&self, limit: Limit) {
+        self.max.store(encode(limit), Ordering::Relaxed);
+    }
+
+    pub(crate) fn high(&self) -> Limit {
+        decode(self.high.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_high(&self, limit: Limit) {
+        self.high.store(encode(limit), Ordering::Relaxed);
+    }
+
+    pub(crate) fn low(&self) -> u64 {
+        self.low.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_low(&self, bytes: u64) {
+        self.low.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn min(&self) -> u64 {
+        self.min.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_min(&self, bytes: u64) {
+        self.min.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that still fit under `max`.
+    pub(crate) fn headroom(&self) -> u64 {
+        self.max.load(Ordering::Relaxed).saturating_sub(self.usage())
+    }
+
+    /// Whether usage is over `high`.
+    pub(crate) fn is_over_high(&self) -> bool {
+        self.usage() > self.high.load(Ordering::Relaxed)
+    }
+
+    /// Whether usage is over `max`, by force or because `max` was lowered.
+    pub(crate) fn is_over_max(&self) -> bool {
+        self.usage() > self.max.load(Ordering::Relaxed)
+    }
+
+    /// Whether `bytes` more stay within `max + over`.
+    pub(crate) fn fits(&self, bytes: u64, over: u64) -> bool {
+        let bound = self.max.load(Ordering::Relaxed).saturating_add(over);
+        self.usage().checked_add(bytes).is_some_and(|usage| usage <= bound)
+    }
+
+    /// Whether usage is within `max + over`.
+    pub(crate) fn is_within(&self, over: u64) -> bool {
+        self.fits(0, over)
+    }
+
+    /// Adds `bytes`, which the caller found to fit or forces, and raises the peak. Called with
+    /// the stripe locked, so load and store are one step.
+    pub(crate) fn add(&self, bytes: u64) {
+        let usage = self.usage() + bytes;
+        self.usage.store(usage, Ordering::Relaxed);
+        if usage > self.local_peak.load(Ordering::Relaxed) {
+            self.local_peak.store(usage, Ordering::Relaxed);
+            if usage > self.peak() {
+                self.peak.store(usage, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub(crate) fn local_peak(&self) -> u64 {
+        self.local_peak.load(Ordering::Relaxed)
+    }
+
+    /// Begins the local peak anew at the usage of now. Called with the stripe locked.
+    pub(crate) fn reset_local_peak(&self) {
+        self.local_peak.store(self.usage(), Ordering::Relaxed);
+    }
+
+    /// Takes `bytes` away. Called with the stripe locked.
+    pub(crate) fn sub(&self, bytes: u64) {
+        let usage = self.usage();
+        debug_assert!(bytes <= usage, "uncharge of {bytes} bytes from a usage of {usage}");
+        self.usage.store(usage - bytes, Ordering::Relaxed);
+    }
+}
+
+/// How much to charge.
+#[derive(Clone, Copy, Debug)]
+pub struct Want {
+    /// Bytes that are needed: all of them, or nothing.
+    pub need: u64,
+    /// Bytes to take ahead where there is room.
+    pub ahead: u64,
+    /// How far over each `max` the charge may go.
+    pub over: u64,
+}
+
+impl Want {
+    /// Exactly `need` bytes, within every limit.
+    #[must_use]
+    pub const fn exactly(need: u64) -> Self {
+        Self { need, ahead: 0, over: 0 }
+    }
+}
+
+/// A charge that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Charged {
+    /// The tag of who pays: the payer's, or [`Tag::NOBODY`](crate::Tag::NOBODY) if it is gone.
+    pub tag: crate::Tag,
+    /// Bytes charged: at least what was needed.
+    pub bytes: u64,
+    /// A group of the chain that is now over its `high`.
+    pub over_high: Option<GroupRef>,
+    /// Whether some level is now over its `max`.
+    pub forced: bool,
+}
+
+/// A charge that a limit refused: the facts, by value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverLimit {
+    /// The group whose limit refused: the payer's or an ancestor of it.
+    pub group: GroupRef,
+    /// Bytes that were asked for.
+    pub requested: u64,
+    /// Usage of `group` when it refused.
+    pub usage: u64,
+    /// Its `max` then.
+    pub max: u64,
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fits_is_exact_at_the_limit_and_does_not_wrap() {
+        let counter = Counter::new();
+        counter.set_max(Limit::Bytes(100));
+        counter.add(60);
+        assert!(counter.fits(40, 0));
+        assert!(!counter.fits(41, 0));
+        assert!(counter.fits(41, 1));
+        assert!(!counter.fits(u64::MAX, u64::MAX));
+        assert_eq!(counter.headroom(), 40);
+        counter.sub(60);
+        assert_eq!((counter.usage(), counter.peak()), (0, 60));
+    }
+}

@@ -1,0 +1,179 @@
+//! What is read and set of a group: usage, peaks, limits, events, large objects, payers.
+
+use crate::Tree;
+use crate::context::{Context, Payer, Tag};
+use crate::counter::OverLimit;
+use crate::event::Events;
+use crate::group::{Group, GroupRef, OnLimit};
+use crate::limit::Limit;
+use crate::tree::Root;
+
+impl Tree {
+    /// Who pays in `group`: what its threads have current. The caller has a handle to it.
+    pub fn payer(&self, group: GroupRef) -> Payer {
+        let Some(record) = self.group(group) else { return Payer::NOBODY };
+        let tag = Tag::from_bits(record.context());
+        let generation = self.context(tag).map_or(0, Context::generation);
+        Payer { tag, generation }
+    }
+
+    /// Bytes charged to `group` and below, as limits see them: one load. The untracked root
+    /// has no counter; it answers the sum of its children.
+    pub fn usage(&self, group: GroupRef) -> u64 {
+        if group.is_root() && self.root_kind() == Root::Untracked {
+            return self.usage_of_children();
+        }
+        self.group(group).map_or(0, |record| record.counter.usage())
+    }
+
+    /// The highest usage that there was.
+    pub fn peak(&self, group: GroupRef) -> u64 {
+        self.group(group).map_or(0, |record| record.counter.peak())
+    }
+
+    /// The hard limit.
+    pub fn max(&self, group: GroupRef) -> Limit {
+        self.group(group).map_or(Limit::Max, |record| record.counter.max())
+    }
+
+    /// Sets the hard limit at once, also below usage; answers the usage at that moment.
+    pub fn set_max(&self, group: GroupRef, limit: Limit) -> u64 {
+        let Some((_guard, record)) = self.lock_group(group) else { return 0 };
+        record.counter.set_max(limit);
+        record.counter.usage()
+    }
+
+    /// Where background reclaim begins.
+    pub fn high(&self, group: GroupRef) -> Limit {
+        self.group(group).map_or(Limit::Max, |record| record.counter.high())
+    }
+
+    /// Sets `high`; answers the usage at that moment.
+    pub fn set_high(&self, group: GroupRef, limit: Limit) -> u64 {
+        let Some((_guard, record)) = self.lock_group(group) else { return 0 };
+        record.counter.set_high(limit);
+        record.counter.usage()
+    }
+
+    /// Best-effort protection, in bytes.
+    pub fn low(&self, group: GroupRef) -> u64 {
+        self.group(group).map_or(0, |record| record.counter.low())
+    }
+
+    /// Sets best-effort protection.
+    pub fn set_low(&self, group: GroupRef, bytes: u64) {
+        if let Some((_guard, record)) = self.lock_group(group) {
+            record.counter.set_low(bytes);
+        }
+    }
+
+    /// Protection, in bytes.
+    pub fn min(&self, group: GroupRef) -> u64 {
+        self.group(group).map_or(0, |record| record.counter.min())
+    }
+
+    /// Sets protection.
+    pub fn set_min(&self, group: GroupRef, bytes: u64) {
+        if let Some((_guard, record)) = self.lock_group(group) {
+            record.counter.set_min(bytes);
+        }
+    }
+
+    /// The policy at the limit.
+    pub fn on_limit(&self, group: GroupRef) -> OnLimit {
+        self.group(group).map_or(OnLimit::Fail, Group::on_limit)
+    }
+
+    /// Sets the policy at the limit.
+    pub fn set_on_limit(&self, group: GroupRef, policy: OnLimit) {
+        if let Some((_guard, record)) = self.lock_group(group) {
+            record.set_on_limit(policy);
+        }
+    }
+
+    /// The policy of whoever pays for `payer` now.
+    pub fn policy_of(&self, payer: Payer) -> OnLimit {
+        let Some((_guard, context)) = self.lock_payer(payer) else { return OnLimit::Fail };
+        self.resolve(context)
+            .and_then(|slot| self.groups.get(slot))
+            .map_or(OnLimit::Fail, Group::on_limit)
+    }
+
+    /// The first level from `group` up that is over its `max`, as an [`OverLimit`] of 0 bytes.
+    pub fn over_max(&self, group: GroupRef) -> Option<OverLimit> {
+        let (_guard, _) = self.lock_group(group)?;
+        let (slot, level) = self.first_over_max(group.index)?;
+        Some(OverLimit {
+            group: Self::ref_to(slot, level),
+            requested: 0,
+            usage: level.counter.usage(),
+            max: level.counter.max().bytes().unwrap_or(u64::MAX),
+        })
+    }
+
+    pub(crate) fn first_over_max(&self, slot: u32) -> Option<(u32, &Group)> {
+        self.chain(slot).find(|(_, group)| group.counter.is_over_max())
+    }
+
+    /// Counts of the group and everything below it since it was made.
+    pub fn events(&self, group: GroupRef) -> Events {
+        self.group(group).map_or_else(Events::default, |record| record.events.read_subtree())
+    }
+
+    /// Counts of the group alone.
+    pub fn events_local(&self, group: GroupRef) -> Events {
+        self.group(group).map_or_else(Events::default, |record| record.events.read_local())
+    }
+
+    /// Contexts of gone groups that `group` pays for.
+    pub fn nr_contexts(&self, group: GroupRef) -> u32 {
+        self.group(group).map_or(0, Group::inherited_contexts)
+    }
+
+    /// Counts `bytes`, charged already, as those of a large object.
+    pub fn add_large(&self, tag: Tag, bytes: u64) {
+        self.change_large(tag, |large| large + bytes);
+    }
+
+    /// Counts `bytes`, not yet uncharged, as no large object's any more.
+    pub fn sub_large(&self, tag: Tag, bytes: u64) {
+        self.change_large(tag, |large| large.saturating_sub(bytes));
+    }
+
+    fn change_large(&self, tag: Tag, change: impl Fn(u64) -> u64) {
+        let Some((_guard, context)) = self.lock_tag(tag) else { return };
+        let Some(slot) = self.resolve(context) else { return };
+        for (_, group) in self.chain(slot) {
+            group.counter.set_large(change(group.counter.large()));
+        }
+    }
+
+    /// Bytes of large objects charged to `group` and below.
+    pub fn large_bytes(&self, group: GroupRef) -> u64 {
+        self.group(group).map_or(0, |record| record.counter.large())
+    }
+
+    /// The highest usage since [`reset_local_peak`](Tree::reset_local_peak).
+    pub fn local_peak(&self, group: GroupRef) -> u64 {
+        self.group(group).map_or(0, |record| record.counter.local_peak())
+    }
+
+    /// Begins the local peak anew; answers what it was, and the usage that it begins at.
+    pub fn reset_local_peak(&self, group: GroupRef) -> (u64, u64) {
+        let Some((_guard, record)) = self.lock_group(group) else { return (0, 0) };
+        let old = record.counter.local_peak();
+        record.counter.reset_local_peak();
+        (old, record.counter.local_peak())
+    }
+
+    /// Bytes that are charged through `tag`.
+    pub fn context_bytes(&self, tag: Tag) -> u64 {
+        self.lock_tag(tag).map_or(0, |(_guard, context)| context.bytes())
+    }
+
+    /// Who pays for what carries `tag`, which the caller keeps from being reused.
+    pub fn payer_of(&self, tag: Tag) -> Payer {
+        let generation = self.context(tag).map_or(0, Context::generation);
+        Payer { tag, generation }
+    }
+}

@@ -1,0 +1,24 @@
+//! Tests of the tree as a value, and the models of its protocols.
+
+#[cfg(not(loom))]
+mod charge;
+#[cfg(not(loom))]
+mod churn;
+#[cfg(not(loom))]
+mod contexts;
+#[cfg(loom)]
+mod loom_context;
+#[cfg(loom)]
+mod loom_gate;
+#[cfg(not(loom))]
+mod model;
+#[cfg(not(loom))]
+mod requests;
+#[cfg(not(loom))]
+mod stock_model;
+#[cfg(not(loom))]
+mod stress;
+#[cfg(not(loom))]
+mod support;
+#[cfg(not(loom))]
+mod tree;

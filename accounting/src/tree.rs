@@ -1,0 +1,641 @@
+//! The tree as one value, and what happens under the lock of a stripe: charging.
+//!
+//! One short lock per top-level tree guards counters and contexts. A charge checks every level
+//! and then adds to every level, all under that lock: nothing is speculative, so nothing is
+//! rolled back, usage never passes `max`, no request is refused because of another's attempt,
+//! and peaks are exact. The stock makes it one lock per batch of allocations.
+//!
+//! Source: `mm/page_counter.c`, whose charges are speculative, and say so.
+
+use crate::context::{Context, Link, Payer, Tag};
+use crate::counter::{Charged, OverLimit, Want};
+use crate::event::EventKind;
+use crate::gate::step;
+use crate::group::{Group, GroupRef};
+use crate::request::Request;
+use crate::source::{SYSTEM, Source};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, Guard, Lock, Ordering, lock};
+use crate::table::Table;
+use crate::topology::Topology;
+
+/// Whether the root is a payer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// What is in no group is charged to nobody (Costa's proposal of 2012).
+    Untracked,
+    /// The root is a group like any other (Souhlal's).
+    Accounted,
+}
+
+/// Locks that trees share; a tree keeps its lock for life.
+const STRIPES: u32 = if cfg!(loom) { 2 } else { 64 };
+/// Below this headroom a charge takes nothing ahead.
+pub(crate) const EXACT_BELOW: u64 = 64 << 10;
+
+/// A stripe lock, alone on its pair of cache lines.
+#[repr(align(128))]
+#[derive(Debug)]
+struct Stripe(Lock<()>);
+
+/// The tree of groups: a value, so that tests and models make their own.
+pub struct Tree {
+    pub(crate) groups: Table<Group>,
+    pub(crate) contexts: Table<Context>,
+    stripes: [Stripe; STRIPES as usize],
+    pub(crate) topology: Lock<Topology>,
+    root: AtomicU32,
+    source: AtomicPtr<Source>,
+    nr_threads: AtomicU32,
+    /// Whether a dying group may be put aside: what safe points look at.
+    pub(crate) deferred: AtomicBool,
+    #[cfg(all(loom, test))]
+    weakened: Option<Weakened>,
+}
+
+/// A step that a model leaves out, to show that it is needed.
+#[cfg(all(loom, test))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Weakened {
+    /// The pin of a context that another one is made to lead to.
+    PinTarget,
+    /// The test of a payer's generation.
+    Generation,
+    /// The second look at a context's stripe, under the lock.
+    StripeAgain,
+    /// The lock of the stripe that a context leaves for another.
+    MoveLock,
+}
+
+impl core::fmt::Debug for Tree {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Tree")
+            .field("root", &self.root_kind())
+            .field("groups", &self.groups)
+            .field("contexts", &self.contexts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The root has not been made yet.
+const UNMADE: u32 = 0;
+const UNTRACKED: u32 = 1;
+const ACCOUNTED: u32 = 2;
+
+impl Tree {
+    crate::const_new! {
+        /// A tree that has yet to be [made](Tree::make).
+        pub fn new() -> Self {
+            #[cfg(not(loom))]
+            let stripes = [const { Stripe(Lock::new(())) }; STRIPES as usize];
+            #[cfg(loom)]
+            let stripes = core::array::from_fn(|_| Stripe(Lock::new(())));
+            Self {
+                groups: Table::new(),
+                contexts: Table::new(),
+                stripes,
+                topology: Lock::new(Topology::new()),
+                root: AtomicU32::new(UNMADE),
+                source: AtomicPtr::new((&raw const SYSTEM).cast_mut()),
+                nr_threads: AtomicU32::new(1),
+                deferred: AtomicBool::new(false),
+                #[cfg(all(loom, test))]
+                weakened: None,
+            }
+        }
+    }
+
+    #[cfg(all(loom, test))]
+    pub(crate) fn weakened(step: Option<Weakened>) -> Self {
+        Self { weakened: step, ..Self::new() }
+    }
+
+    #[cfg(all(loom, test))]
+    pub(crate) fn is_weakened(&self, step: Weakened) -> bool {
+        self.weakened == Some(step)
+    }
+
+    /// Makes the root, once; later calls change nothing. Answers whether there is a root now:
+    /// `false` means that `source` has no memory.
+    pub fn make(&self, root: Root, source: &'static Source) -> bool {
+        if self.root.load(Ordering::Acquire) != UNMADE {
+            return true;
+        }
+        let mut topology = lock(&self.topology);
+        if self.root.load(Ordering::Acquire) != UNMADE {
+            return true;
+        }
+        self.source.store(core::ptr::from_ref(source).cast_mut(), Ordering::Relaxed);
+        if !topology.make_root(self, root) {
+            return false;
+        }
+        let kind = match root {
+            Root::Untracked => UNTRACKED,
+            Root::Accounted => ACCOUNTED,
+        };
+        // Release pairs with the Acquire loads of `root`: who sees the kind sees the records.
+        self.root.store(kind, Ordering::Release);
+        true
+    }
+
+    /// Whether the root is a payer.
+    pub fn root_kind(&self) -> Root {
+        match self.root.load(Ordering::Acquire) {
+            ACCOUNTED => Root::Accounted,
+            _ => Root::Untracked,
+        }
+    }
+
+    /// Where the tree's records come from.
+    pub fn source(&self) -> &'static Source {
+        // SAFETY: the pointer was made from a `&'static Source` (`new`, `make`).
+        unsafe { &*self.source.load(Ordering::Relaxed) }
+    }
+
+    /// Tells how many threads charge, which bounds what each may take ahead.
+    pub fn set_nr_threads(&self, n: u32) {
+        // Relaxed: only sizes batches.
+        self.nr_threads.store(n.max(1), Ordering::Relaxed);
+    }
+
+    /// Bytes of address space that groups and contexts have mapped.
+    pub fn metadata_bytes(&self) -> usize {
+        self.groups.mapped_bytes() + self.contexts.mapped_bytes()
+    }
+
+    // ---- locks and walks ----------------------------------------------------------------
+
+    pub(crate) fn lock_stripe(&self, stripe: u32) -> Guard<'_, ()> {
+        lock(&self.stripes[(stripe % STRIPES) as usize].0)
+    }
+
+    /// How many stripes there are: `0 .. nr_stripes()` are all locks of trees, in lock order.
+    pub(crate) const fn nr_stripes() -> u32 {
+        STRIPES
+    }
+
+    /// The record of `tag`, with its stripe locked. `None`: nobody, or no such context.
+    ///
+    /// A record that nobody holds on to may be reused in another tree between the look and the
+    /// lock, so the look is repeated under the lock; it may also be idle.
+    pub(crate) fn lock_tag(&self, tag: Tag) -> Option<(Guard<'_, ()>, &Context)> {
+        if tag.is_nobody() {
+            return None;
+        }
+        let context = self.contexts.get(tag.to_bits())?;
+        loop {
+            let stripe = context.stripe();
+            let guard = self.lock_stripe(stripe);
+            if context.stripe() == stripe || !step!(self, StripeAgain) {
+                return Some((guard, context));
+            }
+        }
+    }
+
+    /// The same, if the payer's generation is still in use.
+    pub(crate) fn lock_payer(&self, payer: Payer) -> Option<(Guard<'_, ()>, &Context)> {
+        let (guard, context) = self.lock_tag(payer.tag)?;
+        let meant = context.generation() == payer.generation || !step!(self, Generation);
+        (meant && !context.is_idle()).then_some((guard, context))
+    }
+
+    /// The record of `group`, with its stripe locked; `None`: the reference is stale. While the
+    /// guard lives it does not become stale.
+    pub(crate) fn lock_group(&self, group: GroupRef) -> Option<(Guard<'_, ()>, &Group)> {
+        let record = self.group(group)?;
+        let guard = self.lock_stripe(record.stripe());
+        // A group ends under its stripe lock, so one that is still there now had this stripe.
+        (record.generation() == group.generation).then_some((guard, record))
+    }
+
+    /// The slot of the group that pays for `context` now; `None`: nobody. Compresses the way.
+    /// Called with the stripe locked, on a record that is not idle.
+    pub(crate) fn resolve(&self, context: &Context) -> Option<u32> {
+        debug_assert!(!context.is_idle(), "a free record leads nowhere");
+        let first = match context.link() {
+            Link::Group(group) => return Some(group),
+            Link::Forward(target) => target,
+        };
+        let (last, group) = self.follow(first);
+        if last != first {
+            // INVARIANT: the new target is pinned before the old one is let go.
+            self.pin_target(last);
+            context.forward_to(last);
+            self.unpin_locked(first);
+        }
+        group
+    }
+
+    /// The end of the way of forwards that begins at `tag`.
+    pub(crate) fn follow(&self, mut tag: Tag) -> (Tag, Option<u32>) {
+        loop {
+            let Some(context) = self.context(tag) else { return (Tag::NOBODY, None) };
+            match context.link() {
+                Link::Group(group) => return (tag, Some(group)),
+                Link::Forward(next) => tag = next,
+            }
+        }
+    }
+
+    pub(crate) fn context(&self, tag: Tag) -> Option<&Context> {
+        if tag.is_nobody() { None } else { self.contexts.get(tag.to_bits()) }
+    }
+
+    pub(crate) fn pin_target(&self, tag: Tag) {
+        if let Some(context) = self.context(tag).filter(|_| step!(self, PinTarget)) {
+            context.add_pin();
+        }
+    }
+
+    /// Takes a pin away and frees what is idle then: a loop along the forwards, no recursion.
+    /// Called with the stripe locked.
+    pub(crate) fn unpin_locked(&self, tag: Tag) {
+        let Some(context) = self.context(tag) else { return };
+        context.sub_pin();
+        self.release_if_idle(tag);
+    }
+
+    pub(crate) fn release_if_idle(&self, mut tag: Tag) {
+        while let Some(context) = self.context(tag) {
+            if !context.is_idle() {
+                return;
+            }
+            let Link::Forward(target) = context.link() else {
+                debug_assert!(false, "an online context is pinned");
+                return;
+            };
+            if let (_, Some(group)) = self.follow(target)
+                && let Some(group) = self.groups.get(group)
+            {
+                group.sub_inherited_context();
+            }
+            context.retire();
+            self.contexts.put(tag.to_bits());
+            let Some(next) = self.context(target) else { return };
+            next.sub_pin();
+            tag = target;
+        }
+    }
+
+    /// The group in `slot` and its ancestors, as far as they count: not the untracked root.
+    pub(crate) fn chain(&self, slot: u32) -> impl Iterator<Item = (u32, &Group)> {
+        let counts_root = self.root_kind() == Root::Accounted;
+        let mut next = self.groups.get(slot).map(|group| (slot, group));
+        core::iter::from_fn(move || {
+            let (slot, group) = next?;
+            if slot == 0 && !counts_root {
+                return None;
+            }
+            let parent = group.parent();
+            next = self.groups.get(parent).map(|group| (parent, group));
+            Some((slot, group))
+        })
+    }
+
+    pub(crate) fn ref_to(slot: u32, group: &Group) -> GroupRef {
+        GroupRef { index: slot, generation: group.generation() }
+    }
+
+    /// The record of `group`, if the reference is not stale.
+    pub(crate) fn group(&self, group: GroupRef) -> Option<&Group> {
+        self.groups.get(group.index).filter(|record| record.generation() == group.generation)
+    }
+
+    // ---- charging -----------------------------------------------------------------------
+
+    /// Charges the payer and all its ancestors, at every level or at none.
+    ///
+    /// A payer that is gone, or whose group went to an untracked root, pays nothing: the answer
+    /// says [`Tag::NOBODY`].
+    ///
+    /// # Errors
+    ///
+    /// [`OverLimit`] names the lowest group whose `max` refused. Nothing changed then.
+    pub fn charge(&self, payer: Payer, want: Want) -> Result<Charged, OverLimit> {
+        let nobody = Charged { tag: Tag::NOBODY, bytes: want.need, over_high: None, forced: false };
+        let Some((_guard, context)) = self.lock_payer(payer) else { return Ok(nobody) };
+        let Some(slot) = self.resolve(context) else { return Ok(nobody) };
+        self.charge_locked(payer.tag, context, slot, want)
+    }
+
+    fn charge_locked(
+        &self,
+        tag: Tag,
+        context: &Context,
+        slot: u32,
+        want: Want,
+    ) -> Result<Charged, OverLimit> {
+        let mut headroom = u64::MAX;
+        for (slot, group) in self.chain(slot) {
+            if !group.counter.fits(want.need, want.over) {
+                return Err(OverLimit {
+                    group: Self::ref_to(slot, group),
+                    requested: want.need,
+                    usage: group.counter.usage(),
+                    max: group.counter.max().bytes().unwrap_or(u64::MAX),
+                });
+            }
+            headroom = headroom.min(group.counter.headroom());
+        }
+        let ahead = self.ahead(slot, want, headroom);
+        let bytes = want.need + ahead;
+        let charged = self.add_locked(tag, context, slot, bytes);
+        debug_assert!(
+            self.chain(slot).all(|(_, group)| group.counter.is_within(want.over)),
+            "a charge that is not forced stays within every limit"
+        );
+        Ok(charged)
+    }
+
+    /// What may be charged beyond the need: little enough that all threads together leave most
+    /// of the headroom to requests.
+    fn ahead(&self, slot: u32, want: Want, headroom: u64) -> u64 {
+        let left = headroom.saturating_sub(want.need);
+        if want.ahead == 0 || left < EXACT_BELOW {
+            return 0;
+        }
+        let mut now = None;
+        let exact = self
+            .chain(slot)
+            .any(|(_, group)| group.is_exact_at(*now.get_or_insert_with(crate::clock::now_ms)));
+        if exact {
+            return 0;
+        }
+        // Relaxed: only sizes batches.
+        let threads = u64::from(self.nr_threads.load(Ordering::Relaxed));
+        want.ahead.min(left / (4 * threads))
+    }
+
+    fn add_locked(&self, tag: Tag, context: &Context, slot: u32, bytes: u64) -> Charged {
+        let mut charged = Charged { tag, bytes, over_high: None, forced: false };
+        for (slot, group) in self.chain(slot) {
+            group.counter.add(bytes);
+            charged.forced |= group.counter.is_over_max();
+            if charged.over_high.is_none() && group.counter.is_over_high() {
+                charged.over_high = Some(Self::ref_to(slot, group));
+            }
+        }
+        context.add_bytes(bytes);
+        charged
+    }
+
+    /// Charges whatever the limits say: for a thread that reclaims. Counts a `forced` event on
+    /// the lowest group that is over its `max` then.
+    pub fn force(&self, payer: Payer, bytes: u64) -> Charged {
+        let nobody = Charged { tag: Tag::NOBODY, bytes, over_high: None, forced: false };
+        let Some((_guard, context)) = self.lock_payer(payer) else { return nobody };
+        let Some(slot) = self.resolve(context) else { return nobody };
+        let charged = self.add_locked(payer.tag, context, slot, bytes);
+        if let Some((level, _)) = self.first_over_max(slot) {
+            self.count_locked(level, EventKind::Forced);
+        }
+        charged
+    }
+
+    /// Gives `bytes` that were charged through `tag` back to all levels.
+    pub fn uncharge(&self, tag: Tag, bytes: u64) {
+        if let Some((_guard, context)) = self.lock_tag(tag) {
+            self.uncharge_locked(tag, context, bytes);
+        }
+    }
+
+    /// [`uncharge`](Tree::uncharge) for each of `entries`, with one lock for each run of one
+    /// tree.
+    pub fn uncharge_all(&self, entries: &[(Tag, u64)]) {
+        let mut held: Option<(u32, Guard<'_, ()>)> = None;
+        for &(tag, bytes) in entries {
+            let Some(context) = self.context(tag).filter(|_| bytes != 0) else { continue };
+            // The entry's bytes keep the record, and so its stripe.
+            let stripe = context.stripe();
+            if held.as_ref().is_none_or(|(locked, _)| *locked != stripe) {
+                drop(held.take());
+                held = Some((stripe, self.lock_stripe(stripe)));
+            }
+            self.uncharge_locked(tag, context, bytes);
+        }
+    }
+
+    fn uncharge_locked(&self, tag: Tag, context: &Context, bytes: u64) -> Option<u32> {
+        // No bytes keep no record: the tag may be anybody's by now.
+        if bytes == 0 {
+            return None;
+        }
+        let slot = self.resolve(context);
+        if let Some(slot) = slot {
+            for (_, group) in self.chain(slot) {
+                group.counter.sub(bytes);
+            }
+        }
+        context.sub_bytes(bytes);
+        self.release_if_idle(tag);
+        slot
+    }
+
+    // ---- pins ---------------------------------------------------------------------------
+
+    /// Keeps the payer's context: its tag will not be reused. `false`: it is gone already.
+    pub fn pin(&self, payer: Payer) -> bool {
+        let Some((_guard, context)) = self.lock_payer(payer) else { return false };
+        context.add_pin();
+        true
+    }
+
+    /// Gives a pin back.
+    pub fn unpin(&self, tag: Tag) {
+        if let Some((_guard, _)) = self.lock_tag(tag) {
+            self.unpin_locked(tag);
+        }
+    }
+
+    /// Whether `tag` belongs to a group that is gone.
+    pub fn is_forwarded(&self, tag: Tag) -> bool {
+        self.lock_tag(tag)
+            .is_some_and(|(_guard, context)| matches!(context.link(), Link::Forward(_)))
+    }
+
+    /// The group that pays for `tag` now, without a handle; `None`: nobody.
+    pub fn owner(&self, tag: Tag) -> Option<GroupRef> {
+        let (_guard, context) = self.lock_tag(tag)?;
+        if context.is_idle() {
+            return None;
+        }
+        let slot = self.resolve(context)?;
+        self.groups.get(slot).map(|group| Self::ref_to(slot, group))
+    }
+
+    /// Whether the group that pays for `tag` is `top` or below it. Everything is below the
+    /// root, what is charged to nobody too.
+    pub fn contains(&self, top: GroupRef, tag: Tag) -> bool {
+        if top.is_root() {
+            return true;
+        }
+        let Some((_guard, context)) = self.lock_tag(tag) else { return false };
+        !context.is_idle() && self.resolve(context).is_some_and(|slot| self.is_below(slot, top))
+    }
+
+    fn is_below(&self, slot: u32, top: GroupRef) -> bool {
+        top.is_root() || self.chain(slot).any(|(level, group)| Self::ref_to(level, group) == top)
+    }
+
+    // ---- requests -----------------------------------------------------------------------
+
+    /// Opens `request`: from now on what is freed for it becomes its credit. `false`: the
+    /// payer is gone, so there is nothing to wait for.
+    pub fn open_request(
+        &self,
+        request: &Request,
+        payer: Payer,
+        target: GroupRef,
+        need: u64,
+    ) -> bool {
+        let Some((_guard, context)) = self.lock_payer(payer) else { return false };
+        context.add_pin();
+        request.begin(payer.tag, context.stripe(), target, need);
+        true
+    }
+
+    /// Opens `request` for reclaim that no charge waits for: it counts what is freed in the
+    /// subtree of `target`, and takes no credit.
+    pub fn open_reclaim(&self, request: &Request, target: GroupRef) {
+        let stripe = self.group(target).map_or(u32::MAX, Group::stripe);
+        request.begin(Tag::NOBODY, stripe, target, 0);
+    }
+
+    /// Has `request`, which is open, ask another subtree from now on.
+    pub fn aim_request(&self, request: &Request, target: GroupRef) {
+        if let Some((_guard, _)) = self.lock_tag(request.tag()) {
+            request.set_target(target);
+        }
+    }
+
+    /// Charges what the credit of `request`, which is open, leaves uncovered, and closes it:
+    /// need and credit are one charge then, which is the caller's.
+    ///
+    /// # Errors
+    ///
+    /// [`OverLimit`] as from [`charge`](Tree::charge). The request stays open, with its credit.
+    pub fn settle_request(&self, request: &Request, ahead: u64) -> Result<Charged, OverLimit> {
+        let (tag, need) = (request.tag(), request.need());
+        let nobody = Charged { tag: Tag::NOBODY, bytes: need, over_high: None, forced: false };
+        let Some((_guard, context)) = self.lock_tag(tag) else { return Ok(nobody) };
+        let credit = request.credit();
+        let Some(slot) = self.resolve(context) else {
+            self.uncharge_locked(tag, context, request.end());
+            self.unpin_locked(tag);
+            return Ok(nobody);
+        };
+        let charged = if credit < need {
+            let rest = Want { need: need - credit, ahead, over: 0 };
+            self.charge_locked(tag, context, slot, rest)
+                .map_err(|over| OverLimit { requested: need, ..over })?
+        } else {
+            self.add_locked(tag, context, slot, 0)
+        };
+        request.end();
+        // The bytes keep the record from here on.
+        self.unpin_locked(tag);
+        Ok(Charged { bytes: charged.bytes + credit, ..charged })
+    }
+
+    /// Takes the credit of an open request away, if its payer is in the subtree of `top`: so
+    /// that a charge which must be decided now is decided by what lives. The request goes on.
+    pub fn surrender_credit(&self, request: &Request, top: GroupRef) {
+        let tag = request.tag();
+        let Some((_guard, context)) = self.lock_tag(tag) else { return };
+        let credit = request.credit();
+        if !request.is_open() || request.tag() != tag || credit == 0 {
+            return;
+        }
+        if self.resolve(context).is_some_and(|slot| self.is_below(slot, top)) {
+            request.set_credit(0);
+            self.uncharge_locked(tag, context, credit);
+        }
+    }
+
+    /// Closes `request`. Its credit, which is charged through its payer, is the caller's now.
+    pub fn close_request(&self, request: &Request) -> u64 {
+        if !request.is_open() {
+            return 0;
+        }
+        let tag = request.tag();
+        let Some((_guard, _)) = self.lock_tag(tag) else { return request.end() };
+        let credit = request.end();
+        self.unpin_locked(tag);
+        credit
+    }
+
+    /// [`uncharge`](Tree::uncharge) on behalf of `request`: in the same step, what fits of the
+    /// bytes is charged to the request's payer as its credit.
+    pub fn uncharge_for(&self, tag: Tag, bytes: u64, request: &Request) {
+        let Some((_guard, context)) = self.lock_tag(tag) else { return };
+        let stripe = context.stripe();
+        let slot = self.uncharge_locked(tag, context, bytes);
+        if !request.is_open() {
+            return;
+        }
+        // A request that is opened or closed meanwhile has another stripe: this one is locked.
+        let same_tree = request.stripe() == stripe;
+        let target = request.target();
+        if (same_tree || target.is_root()) && slot.is_some_and(|slot| self.is_below(slot, target)) {
+            request.add_freed(bytes);
+        }
+        if same_tree {
+            self.credit_locked(request, stripe, bytes);
+        }
+    }
+
+    fn credit_locked(&self, request: &Request, stripe: u32, bytes: u64) {
+        let tag = request.tag();
+        // A request without a payer closes without this lock, and may be another's by now.
+        let Some(context) = self.context(tag).filter(|c| c.stripe() == stripe) else { return };
+        let Some(slot) = self.resolve(context) else { return };
+        let headroom = self.chain(slot).map(|(_, group)| group.counter.headroom()).min();
+        let wanted = bytes.min(request.need() - request.credit());
+        let part = wanted.min(headroom.unwrap_or(0));
+        if part != 0 && self.charge_locked(tag, context, slot, Want::exactly(part)).is_ok() {
+            request.add_credit(part);
+        }
+    }
+
+    // ---- events -------------------------------------------------------------------------
+
+    /// Counts an event on `group` and, as its subtree's, on its ancestors.
+    pub fn count(&self, group: GroupRef, kind: EventKind) {
+        if let Some((_guard, _)) = self.lock_group(group) {
+            self.count_locked(group.index, kind);
+        }
+    }
+
+    /// Counts a refusal on `group`: `max` is exact, without batches, for a while.
+    pub fn refuse(&self, group: GroupRef) {
+        if let Some((_guard, record)) = self.lock_group(group) {
+            record.set_exact_from(crate::clock::now_ms());
+            self.count_locked(group.index, EventKind::Oom);
+        }
+    }
+
+    fn count_locked(&self, slot: u32, kind: EventKind) {
+        for (level, group) in self.chain(slot) {
+            if level == slot {
+                group.events.count_local(kind);
+            }
+            group.events.count_subtree(kind);
+        }
+    }
+}
+
+#[cfg(not(loom))]
+impl Tree {
+    /// # Safety
+    ///
+    /// The stripe is locked and its guard was forgotten.
+    pub(crate) unsafe fn force_unlock_stripe(&self, stripe: u32) {
+        // SAFETY: by contract.
+        unsafe { self.stripes[(stripe % STRIPES) as usize].0.force_unlock() };
+    }
+}

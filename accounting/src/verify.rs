@@ -1,0 +1,210 @@
+//! `check`: the invariants of the tree, tested as they are written down.
+
+use crate::Tree;
+use crate::context::{Link, Tag};
+use crate::group::{Group, State};
+use crate::sync::{Ordering, lock};
+use crate::table::{NONE, Record, Table};
+use crate::topology::Topology;
+
+impl Tree {
+    /// Tests every invariant of the tree under all its locks, for tests and debugging.
+    ///
+    /// `O(groups × depth + contexts × depth)`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if one does not hold, naming it.
+    pub fn check(&self) {
+        let topology = lock(&self.topology);
+        // The stripes are taken in order, as `lock_all` does, and let go together.
+        let mut guards = [const { None }; Tree::nr_stripes() as usize];
+        for (stripe, guard) in (0..Tree::nr_stripes()).zip(guards.iter_mut()) {
+            *guard = Some(self.lock_stripe(stripe));
+        }
+        self.check_usage();
+        self.check_shape(&topology);
+        self.check_pins();
+        self.check_free();
+    }
+
+    /// The live groups and their slots.
+    fn live_groups(&self) -> impl Iterator<Item = (u32, &Group)> {
+        (0..self.groups.len())
+            .filter_map(|slot| self.groups.get(slot).map(|group| (slot, group)))
+            .filter(|(_, group)| group.state() != State::Free)
+    }
+
+    /// Usage is the sum of the bytes of the contexts that the subtree pays for, and
+    /// `nr_contexts` the number of those that forward.
+    fn check_usage(&self) {
+        let words = self.groups.len() as usize;
+        let sums = Scratch::new(self, words);
+        let forwards = Scratch::new(self, words);
+        for tag in 1..self.contexts.len() {
+            let Some(context) = self.contexts.get(tag).filter(|context| !context.is_idle()) else {
+                continue;
+            };
+            let (last, slot) = match context.link() {
+                Link::Group(slot) => (Tag::from_bits(tag), Some(slot)),
+                Link::Forward(next) => self.follow(next),
+            };
+            let Some(slot) = slot else { continue };
+            let last = self.context(last).expect("a way ends at a record");
+            assert_eq!(context.stripe(), last.stripe(), "context {tag} has its payer's stripe");
+            for (level, group) in self.chain(slot) {
+                assert_eq!(group.stripe(), last.stripe(), "a tree has one stripe");
+                sums.add(level, context.bytes());
+            }
+            if last.link() != context.link() {
+                forwards.add(slot, 1);
+            }
+        }
+        for (slot, group) in self.live_groups() {
+            if self.chain(slot).next().is_none() {
+                continue;
+            }
+            let usage = group.counter.usage();
+            assert_eq!(
+                usage,
+                sums.get(slot),
+                "usage of {slot} is what its subtree's contexts hold"
+            );
+            assert!(group.counter.peak() >= usage, "peak of group {slot} is at least its usage");
+            let known = u64::from(group.inherited_contexts());
+            assert_eq!(known, forwards.get(slot), "contexts that group {slot} has inherited");
+        }
+    }
+
+    /// Parents, children and names agree, and a group is online while it is kept.
+    fn check_shape(&self, topology: &Topology) {
+        let words = self.groups.len() as usize;
+        let children = Scratch::new(self, words);
+        let descendants = Scratch::new(self, words);
+        for (slot, group) in self.live_groups().filter(|(slot, _)| *slot != 0) {
+            let parent = group.parent();
+            let above = self.groups.get(parent).expect("a group has a parent");
+            assert_eq!(above.state(), State::Online, "a child keeps the parent of group {slot}");
+            children.add(parent, 1);
+            for (level, _) in self.ancestors(parent) {
+                descendants.add(level, 1);
+            }
+            let nr_children = group.links.nr_children.load(Ordering::Relaxed);
+            let kept = group.handles() > 0 || nr_children > 0;
+            let online = group.state() == State::Online;
+            assert_eq!(online, kept, "group {slot} is online while it is kept");
+            let found = topology.find(self, parent, crate::topology::bytes_of(group));
+            assert_eq!(found == Some(slot), online, "group {slot} is found while it is online");
+            let context = self.contexts.get(group.context()).expect("a group has a context");
+            assert_eq!(context.link(), Link::Group(slot), "group {slot} and its context agree");
+        }
+        for (slot, group) in self.live_groups() {
+            let links = &group.links;
+            let linked = self.linked_children(slot, group);
+            assert_eq!(linked, children.get(slot), "the list of the children of group {slot}");
+            let nr = u64::from(links.nr_children.load(Ordering::Relaxed));
+            assert_eq!(nr, linked, "children of group {slot}");
+            let nr = u64::from(links.nr_descendants.load(Ordering::Relaxed));
+            assert_eq!(nr, descendants.get(slot), "descendants of group {slot}");
+        }
+    }
+
+    /// The length of the list of children, each of which leads back to the one before.
+    fn linked_children(&self, slot: u32, group: &Group) -> u64 {
+        let (mut nr, mut before) = (0, NONE);
+        let mut next = group.links.first_child.load(Ordering::Relaxed);
+        while let Some(child) = self.groups.get(next) {
+            assert_eq!(child.parent(), slot, "child {next} of group {slot} knows its parent");
+            let prev = child.links.prev.load(Ordering::Relaxed);
+            assert_eq!(prev, before, "child {next} of group {slot} knows the one before");
+            before = next;
+            next = child.links.next.load(Ordering::Relaxed);
+            nr += 1;
+        }
+        nr
+    }
+
+    /// A context is pinned by each one that forwards to it, and by being online.
+    fn check_pins(&self) {
+        let scratch = Scratch::new(self, self.contexts.len() as usize);
+        for tag in 1..self.contexts.len() {
+            let Some(context) = self.contexts.get(tag) else { continue };
+            if context.is_idle() {
+                continue;
+            }
+            match context.link() {
+                Link::Group(_) => scratch.add(tag, 1),
+                Link::Forward(target) => scratch.add(target.to_bits(), 1),
+            }
+        }
+        for tag in 1..self.contexts.len() {
+            let Some(context) = self.contexts.get(tag) else { continue };
+            let known = scratch.get(tag);
+            let pins = u64::from(context.pins());
+            assert!(pins >= known, "context {tag} has {pins} pins, {known} are known");
+        }
+    }
+
+    /// A record is on its free list, once, exactly while nobody uses it: nothing is released
+    /// twice, and nothing is lost.
+    fn check_free(&self) {
+        let groups = self.times_free(&self.groups);
+        for slot in 0..self.groups.len() {
+            let Some(group) = self.groups.get(slot) else { continue };
+            let expected = u64::from(slot != 0 && group.state() == State::Free);
+            assert_eq!(groups.get(slot), expected, "times that group {slot} is on the free list");
+        }
+        let contexts = self.times_free(&self.contexts);
+        for tag in 0..self.contexts.len() {
+            let Some(context) = self.contexts.get(tag) else { continue };
+            let expected = u64::from(tag != 0 && context.is_idle());
+            assert_eq!(contexts.get(tag), expected, "times that context {tag} is on the free list");
+        }
+    }
+
+    fn times_free<T: Record>(&self, table: &Table<T>) -> Scratch<'_> {
+        let scratch = Scratch::new(self, table.len() as usize);
+        table.each_free(|index| scratch.add(index, 1));
+        scratch
+    }
+}
+
+/// One number per record, in memory of the tree's source.
+struct Scratch<'a> {
+    tree: &'a Tree,
+    words: *mut u64,
+    len: usize,
+}
+
+impl<'a> Scratch<'a> {
+    fn new(tree: &'a Tree, len: usize) -> Self {
+        let len = len.max(1);
+        let words = (tree.source().map)(len * size_of::<u64>()).cast::<u64>();
+        assert!(!words.is_null(), "no memory to check with");
+        Self { tree, words, len }
+    }
+
+    fn at(&self, index: u32) -> *mut u64 {
+        assert!((index as usize) < self.len, "record {index} of {}", self.len);
+        // SAFETY: `index < len`, the length of the mapping in words.
+        unsafe { self.words.add(index as usize) }
+    }
+
+    fn add(&self, index: u32, n: u64) {
+        let word = self.at(index);
+        // SAFETY: the mapping is zeroed, aligned and this value's alone.
+        unsafe { *word += n };
+    }
+
+    fn get(&self, index: u32) -> u64 {
+        // SAFETY: as in `add`.
+        unsafe { *self.at(index) }
+    }
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this size, and used by nobody else.
+        unsafe { (self.tree.source().unmap)(self.words.cast(), self.len * size_of::<u64>()) };
+    }
+}

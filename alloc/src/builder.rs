@@ -1,0 +1,83 @@
+//! Making a group with limits.
+
+use memcg_accounting::{Limit, OnLimit, Settings};
+
+use crate::error::Error;
+use crate::group::{self, Group};
+use crate::process::{ENGINE, TREE};
+use crate::worker;
+
+/// Makes a group: [`Group::builder`].
+///
+/// # Examples
+///
+/// ```
+/// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
+/// use memcg::{Group, OnLimit};
+/// let group = Group::root()
+///     .builder("batch")
+///     .max(256 << 20)
+///     .high(200 << 20)
+///     .on_limit(OnLimit::OvercommitBy(1 << 20))
+///     .build()?;
+/// assert_eq!(group.max().to_string(), "256M");
+/// # Ok::<(), memcg::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "`build` makes the group"]
+pub struct GroupBuilder {
+    parent: Group,
+    name: String,
+    settings: Settings,
+}
+
+impl GroupBuilder {
+    pub(crate) fn new(parent: Group, name: &str) -> Self {
+        Self { parent, name: name.to_owned(), settings: Settings::default() }
+    }
+
+    /// The hard limit, in bytes. Default: none.
+    pub fn max(mut self, limit: impl Into<Limit>) -> Self {
+        self.settings.max = limit.into();
+        self
+    }
+
+    /// Where background reclaim begins, in bytes. Default: nowhere.
+    pub fn high(mut self, limit: impl Into<Limit>) -> Self {
+        self.settings.high = limit.into();
+        self
+    }
+
+    /// Best-effort protection, in bytes. Default: 0.
+    pub fn low(mut self, bytes: u64) -> Self {
+        self.settings.low = bytes;
+        self
+    }
+
+    /// Protection, in bytes. Default: 0.
+    pub fn min(mut self, bytes: u64) -> Self {
+        self.settings.min = bytes;
+        self
+    }
+
+    /// The policy at the limit. Default: the parent's.
+    pub fn on_limit(mut self, policy: OnLimit) -> Self {
+        self.settings.on_limit = Some(policy);
+        self
+    }
+
+    /// Makes the group.
+    ///
+    /// # Errors
+    ///
+    /// See [`Group::create`].
+    pub fn build(self) -> Result<Group, Error> {
+        group::prepare(|| self.parent.path())?;
+        let made = TREE
+            .create(self.parent.as_ref(), &self.name, self.settings)
+            .map_err(|error| Error::create(&self.parent, &self.name, error))?;
+        ENGINE.summon();
+        worker::want_ticks();
+        Ok(Group::from_handle(made))
+    }
+}

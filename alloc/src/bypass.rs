@@ -1,0 +1,115 @@
+//! Without a record: one object at a time, charged exactly, uncharged at once.
+//!
+//! For a thread whose record is being drained, that has none (before first use, after exit), or
+//! that reclaims: then its charges are forced, and what it frees becomes credit of the request
+//! that asked.
+
+use core::ptr;
+use core::sync::atomic::Ordering;
+
+use memcg_accounting::{Charged, Root, Tag};
+
+use crate::central;
+use crate::class::Class;
+use crate::hand;
+use crate::maps;
+use crate::process::{self, ENGINE, TREE};
+use crate::scope::{self, Refused};
+
+/// An object of `class` for the current payer, or null.
+pub(crate) fn alloc(class: Class, root: Root) -> *mut u8 {
+    if !process::begin(root) {
+        return ptr::null_mut();
+    }
+    match charge(class.size() as u64) {
+        Some(charged) => {
+            let object = take_paid(class, charged, root);
+            hand::put_down();
+            object
+        }
+        None => ptr::null_mut(),
+    }
+}
+
+/// Charges the current payer exactly, by force if the thread reclaims. What it answers is in
+/// [hand] until the caller puts it down. `None`: refused, and noted why.
+pub(crate) fn charge(bytes: u64) -> Option<Charged> {
+    let payer = scope::current().payer();
+    let nobody = Charged { tag: Tag::NOBODY, bytes, over_high: None, forced: false };
+    if payer.tag.is_nobody() {
+        hand::take();
+        return Some(nobody);
+    }
+    match ENGINE.charge(payer, bytes, 0) {
+        Ok(charged) => Some(charged),
+        Err(over) => {
+            scope::set_refusal(Refused::Limit(over));
+            None
+        }
+    }
+}
+
+/// Gives bytes of `tag` back: to the request that the thread frees for, if there is one.
+pub(crate) fn uncharge(tag: Tag, bytes: u64) {
+    match scope::eager().request {
+        Some(request) => TREE.uncharge_for(tag, bytes, request),
+        None => TREE.uncharge(tag, bytes),
+    }
+}
+
+/// An object for a charge that was made; or null, and the charge is undone.
+pub(crate) fn take_paid(class: Class, charged: Charged, root: Root) -> *mut u8 {
+    debug_assert!(process::begin(root), "a charge was made");
+    let need = class.size() as u64;
+    if charged.bytes > need {
+        TREE.uncharge(charged.tag, charged.bytes - need);
+    }
+    let mut object = [ptr::null_mut()];
+    if central::take(class, &mut object) == 1 {
+        if charged.tag.is_nobody() || tag(object[0], class, charged.tag) {
+            return object[0];
+        }
+        // SAFETY: taken above, untagged and shown to nobody.
+        unsafe { central::give(class, &object) };
+    }
+    TREE.uncharge(charged.tag, need);
+    scope::set_refusal(Refused::System(need));
+    ptr::null_mut()
+}
+
+/// Tags a fresh object; `false`: no memory for the vector.
+fn tag(object: *mut u8, class: Class, tag: Tag) -> bool {
+    // SAFETY: the object is out, and the caller's.
+    let span = unsafe { maps::span_of_object(object) };
+    if !span.make_vector() {
+        return false;
+    }
+    // SAFETY: it is an object of this span, whose class this is.
+    let slot = unsafe { span.tag_slot(object, class) };
+    slot.store(tag.to_bits(), Ordering::Relaxed);
+    true
+}
+
+/// Takes a free object back.
+///
+/// # Safety
+///
+/// `object` is of `class`, ours, and nobody uses it any more.
+pub(crate) unsafe fn dealloc(object: *mut u8, class: Class) {
+    // SAFETY: by contract the object is out, and the caller's.
+    let span = unsafe { maps::span_of_object(object) };
+    // SAFETY: it is an object of this span, whose class this is.
+    let slot = unsafe { span.tag_slot(object, class) };
+    let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+    if tag.is_nobody() {
+        // SAFETY: by contract the object is free, and it has no tag.
+        return unsafe { central::give(class, &[object]) };
+    }
+    hand::take();
+    slot.store(0, Ordering::Relaxed);
+    // SAFETY: by contract the object is free, and its tag is cleared.
+    unsafe { central::give(class, &[object]) };
+    // Last: usage is never below what lives.
+    uncharge(tag, class.size() as u64);
+    hand::put_down();
+}

@@ -1,0 +1,437 @@
+//! What a thread caches: magazines of free objects, stock of its payers, uncharges to come.
+//!
+//! A value that knows no threads: whoever has it has passed the record's gate or holds its
+//! lock. Free does no accounting: an object in a magazine keeps its tag, and its charge, until
+//! it goes to another payer (here, by moving bytes in the stock) or back to its span.
+//!
+//! # Invariants
+//!
+//! - Each object in a magazine is charged through its tag, if it has one.
+//! - What was taken off a tag is in the stock or in the log until it is uncharged.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use memcg_accounting::{Entry, MAX_UNSPENT, Payer, Stock, Tag, UnchargeLog};
+
+use crate::central;
+use crate::class::Class;
+use crate::magazine::Magazines;
+use crate::maps;
+use crate::process::{self, TREE};
+use crate::span::Span;
+
+/// A thread's caches.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Cached {
+    magazines: Magazines,
+    stock: Stock,
+    log: UnchargeLog,
+}
+
+/// What [`Cached::alloc`] came to.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// An object of the current payer.
+    Done(*mut u8),
+    /// The stock has too little for the object on top, which is untagged now.
+    Charge,
+    /// The system has no memory.
+    NoMemory,
+}
+
+impl Cached {
+    pub(crate) const fn new() -> Self {
+        Self { magazines: Magazines::new(), stock: Stock::new(), log: UnchargeLog::new() }
+    }
+
+    /// See [`Magazines::place`].
+    ///
+    /// # Safety
+    ///
+    /// The same.
+    pub(crate) unsafe fn place(&mut self, storage: *mut *mut u8) {
+        // SAFETY: by contract.
+        unsafe { self.magazines.place(storage) };
+    }
+
+    // ---- straight-line work: the fast path ------------------------------------------------
+
+    /// Takes an object for `current`: one that is its already, or that the stock pays for.
+    /// `None`: take the slow path; nothing changed.
+    #[inline(always)]
+    pub(crate) fn pop(&mut self, class: Class, current: Tag) -> Option<*mut u8> {
+        let magazine = self.magazines.get(class);
+        let object = magazine.peek()?;
+        if process::is_tracking() {
+            // SAFETY: the object is in our magazine.
+            let span = unsafe { maps::span_of_object(object) };
+            // SAFETY: it is the span's, whose class is the magazine's.
+            let slot = unsafe { span.tag_slot(object, class) };
+            let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+            if tag != current && !self.hand_over(slot, current, class) {
+                return None;
+            }
+        }
+        // SAFETY: `peek` found an object.
+        unsafe { self.magazines.get(class).drop_top() };
+        Some(object)
+    }
+
+    /// Makes `current` the payer of the object on top, out of the stock. Straight-line work too;
+    /// out of line, so that the way without it spills nothing.
+    #[inline(never)]
+    fn hand_over(&mut self, slot: &AtomicU32, current: Tag, class: Class) -> bool {
+        let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+        // The slot is asked, not its span, which another thread may have given a vector since.
+        let paid =
+            !Span::is_shared(slot) && self.stock.hand_over(tag, current, class.size() as u64);
+        if paid {
+            slot.store(current.to_bits(), Ordering::Relaxed);
+        }
+        paid
+    }
+
+    /// Puts a free object in; `false`: there is no room.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, class: Class, object: *mut u8) -> bool {
+        self.magazines.get(class).push(object)
+    }
+
+    // ---- under the record's lock ----------------------------------------------------------
+
+    /// Takes an object for `current`, refilling and handing over as need be. It charges nobody:
+    /// [`Step::Charge`] asks the caller to.
+    pub(crate) fn alloc(&mut self, class: Class, current: Tag) -> Step {
+        if self.magazines.get(class).peek().is_none() && !self.refill(class) {
+            return Step::NoMemory;
+        }
+        if let Some(object) = self.pop(class, current) {
+            return Step::Done(object);
+        }
+        if self.alloc_paid(class).is_none() {
+            return Step::NoMemory;
+        }
+        if !current.is_nobody() && !self.stock.take(current, class.size() as u64) {
+            return Step::Charge;
+        }
+        Step::Done(self.finish(class, current))
+    }
+
+    /// Sees to an untagged object on top whose tag may be written, for a payer that has paid.
+    pub(crate) fn alloc_paid(&mut self, class: Class) -> Option<()> {
+        if self.magazines.get(class).peek().is_none() && !self.refill(class) {
+            return None;
+        }
+        let (object, span) = self.top(class)?;
+        if !span.make_vector() {
+            return None;
+        }
+        self.untag(object, class);
+        Some(())
+    }
+
+    /// Gives the object on top to `current`, which has paid for it.
+    pub(crate) fn finish(&mut self, class: Class, current: Tag) -> *mut u8 {
+        let Some((object, span)) = self.top(class) else { return core::ptr::null_mut() };
+        if !current.is_nobody() {
+            // SAFETY: the object is in our magazine of this class; `alloc` made the vector.
+            let slot = unsafe { span.tag_slot(object, class) };
+            slot.store(current.to_bits(), Ordering::Relaxed);
+        }
+        // SAFETY: `top` found an object.
+        unsafe { self.magazines.get(class).drop_top() };
+        object
+    }
+
+    fn top(&mut self, class: Class) -> Option<(*mut u8, &'static Span)> {
+        let object = self.magazines.get(class).peek()?;
+        // SAFETY: the object is in our magazine.
+        Some((object, unsafe { maps::span_of_object(object) }))
+    }
+
+    /// Puts a free object in, making room as need be.
+    pub(crate) fn free(&mut self, class: Class, object: *mut u8) {
+        if self.push(class, object) {
+            return;
+        }
+        if !self.grow(class) {
+            let half = self.magazines.get(class).len().div_ceil(2);
+            self.flush(class, half);
+        }
+        if !self.push(class, object) {
+            // The budget has no room for even one object of this class.
+            self.untag(object, class);
+            // SAFETY: the object is free, and has no tag any more.
+            unsafe { central::give(class, &[object]) };
+        }
+    }
+
+    fn grow(&mut self, class: Class) -> bool {
+        let Self { magazines, stock, log } = self;
+        magazines.grow(class, |magazines, victim, keep| {
+            flush(magazines, stock, log, victim, keep);
+        })
+    }
+
+    fn refill(&mut self, class: Class) -> bool {
+        // A class that comes here again and again earns a larger magazine.
+        self.grow(class);
+        let half = self.magazines.get(class).capacity().div_ceil(2).max(1);
+        let filled = self.magazines.get(class).fill(half, |out| central::take(class, out));
+        if filled > 0 {
+            return true;
+        }
+        // The budget has no room for even one object: make some.
+        self.make_room_for(class);
+        self.magazines.get(class).fill(1, |out| central::take(class, out)) > 0
+    }
+
+    /// Empties everything, so that any class can be granted room.
+    fn make_room_for(&mut self, class: Class) {
+        if self.magazines.get(class).capacity() == 0 {
+            for other in Class::all() {
+                self.flush(other, usize::MAX);
+            }
+            self.grow(class);
+        }
+    }
+
+    /// Gives the `n` oldest objects of a class back to their spans.
+    fn flush(&mut self, class: Class, n: usize) {
+        let Self { magazines, stock, log } = self;
+        let keep = magazines.get(class).len().saturating_sub(n);
+        flush(magazines, stock, log, class, keep);
+    }
+
+    /// Takes the tag off an object that is free.
+    fn untag(&mut self, object: *mut u8, class: Class) {
+        untag(&mut self.stock, &mut self.log, object, class);
+    }
+
+    // ---- stock ------------------------------------------------------------------------------
+
+    /// Whether `payer` has an entry, which keeps its tag from being reused.
+    #[inline]
+    pub(crate) fn holds(&self, payer: Payer) -> bool {
+        self.stock.holds(payer)
+    }
+
+    /// Makes an entry for `payer`, whose context the caller pinned for it.
+    pub(crate) fn insert(&mut self, payer: Payer, keep: Tag) {
+        if let Some(Entry { payer, bytes }) = self.stock.insert(payer, keep) {
+            if bytes > 0 {
+                TREE.uncharge(payer.tag, bytes);
+            }
+            TREE.unpin(payer.tag);
+        }
+    }
+
+    /// Puts bytes that were charged ahead into `tag`'s entry, or uncharges them if it has none.
+    pub(crate) fn give(&mut self, tag: Tag, bytes: u64) {
+        // Nobody has no entry; the empty ones are not to be taken for it.
+        if bytes > 0 && !tag.is_nobody() && !self.stock.give(tag, bytes) {
+            TREE.uncharge(tag, bytes);
+        }
+    }
+
+    /// Uncharges what is unspent beyond the bound, but not `keep`'s.
+    pub(crate) fn trim_stock(&mut self, keep: Tag) {
+        if self.stock.unspent() >= MAX_UNSPENT {
+            self.drain_stock(|tag| tag != keep);
+        }
+        if self.stock.unspent() >= MAX_UNSPENT {
+            self.drain_stock(|_| true);
+        }
+    }
+
+    fn drain_stock(&mut self, wanted: impl FnMut(Tag) -> bool) {
+        let log = &mut self.log;
+        self.stock.drain(wanted, |tag, bytes| note(log, tag, bytes));
+        self.apply_log();
+    }
+
+    fn apply_log(&mut self) {
+        TREE.uncharge_all(self.log.take());
+    }
+
+    // ---- drains -----------------------------------------------------------------------------
+
+    /// Uncharges everything cached that `wanted` names: tags are cleared, objects stay where
+    /// they are. Answers the bytes.
+    pub(crate) fn drain(&mut self, mut wanted: impl FnMut(Tag) -> bool) -> u64 {
+        let noted = self.log.peek().iter().filter(|(tag, _)| wanted(*tag));
+        let mut bytes: u64 = noted.map(|(_, bytes)| bytes).sum();
+        for class in Class::all() {
+            let size = class.size() as u64;
+            for &object in self.magazines.get(class).objects() {
+                // SAFETY: the object is in our magazine.
+                let span = unsafe { maps::span_of_object(object) };
+                // SAFETY: it is the span's, whose class is the magazine's.
+                let slot = unsafe { span.tag_slot(object, class) };
+                let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+                if !tag.is_nobody() && wanted(tag) {
+                    slot.store(0, Ordering::Relaxed);
+                    note(&mut self.log, tag, size);
+                    bytes += size;
+                }
+            }
+        }
+        let log = &mut self.log;
+        self.stock.drain(&mut wanted, |tag, unspent| {
+            note(log, tag, unspent);
+            bytes += unspent;
+        });
+        self.apply_log();
+        bytes
+    }
+
+    /// Lets go of entries of groups that are gone, but not of `keep`'s.
+    pub(crate) fn prune(&mut self, keep: Tag) {
+        self.stock.prune(|tag| tag != keep && TREE.is_forwarded(tag), |tag| TREE.unpin(tag));
+    }
+
+    /// Gives everything back, and all room: the owner's next push or pop is on its slow path.
+    pub(crate) fn retire(&mut self) {
+        self.flush_all();
+        self.drain_stock(|_| true);
+        self.magazines.close();
+    }
+
+    /// Gives everything back, pins too: for a thread that ends.
+    pub(crate) fn empty(&mut self) {
+        self.retire();
+        self.stock.prune(|_| true, |tag| TREE.unpin(tag));
+    }
+
+    /// Gives the objects back to their spans, for `purge`.
+    pub(crate) fn flush_all(&mut self) {
+        for class in Class::all() {
+            self.flush(class, usize::MAX);
+        }
+    }
+
+    /// Bytes of objects in the magazines.
+    pub(crate) fn bytes(&self) -> usize {
+        self.magazines.bytes()
+    }
+
+    /// Bytes that are charged for what is cached: by tags of objects, stock and log.
+    pub(crate) fn for_each_charge(&mut self, mut f: impl FnMut(Tag, u64)) {
+        for entry in self.stock.entries() {
+            f(entry.payer.tag, entry.bytes);
+        }
+        for &(tag, bytes) in self.log.peek() {
+            f(tag, bytes);
+        }
+    }
+
+    /// Tests the invariants that can be seen from here.
+    ///
+    /// # Panics
+    ///
+    /// Panics if one does not hold.
+    pub(crate) fn check(&mut self) {
+        self.magazines.check();
+        self.stock.check();
+        for class in Class::all() {
+            for &object in self.magazines.get(class).objects() {
+                let span = maps::span_of(object.addr()).expect("a cached object has a span");
+                assert_eq!(span.class(), class, "a cached object is in its class's magazine");
+                let offset = object.addr() - span.base();
+                assert_eq!(offset % class.size(), 0, "a cached object is a whole object");
+            }
+        }
+    }
+}
+
+/// Objects that go back to the central list under one lock.
+const FLUSH_BATCH: usize = 128;
+
+fn flush(
+    magazines: &mut Magazines,
+    stock: &mut Stock,
+    log: &mut UnchargeLog,
+    class: Class,
+    keep: usize,
+) {
+    loop {
+        let magazine = magazines.get(class);
+        let n = magazine.len().saturating_sub(keep).min(FLUSH_BATCH);
+        if n == 0 {
+            return;
+        }
+        let batch = &magazine.objects()[..n];
+        for &object in batch {
+            untag(stock, log, object, class);
+        }
+        // SAFETY: the objects were cached, so they are free; their tags are cleared; they are
+        // forgotten here in the next line.
+        unsafe { central::give(class, batch) };
+        magazine.forget_oldest(n);
+    }
+}
+
+fn untag(stock: &mut Stock, log: &mut UnchargeLog, object: *mut u8, class: Class) {
+    if !process::is_tracking() {
+        return;
+    }
+    // SAFETY: the object is ours and free.
+    let span = unsafe { maps::span_of_object(object) };
+    // SAFETY: it is the span's, whose class this is.
+    let slot = unsafe { span.tag_slot(object, class) };
+    let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+    if tag.is_nobody() {
+        return;
+    }
+    slot.store(0, Ordering::Relaxed);
+    let bytes = class.size() as u64;
+    if stock.unspent() >= MAX_UNSPENT || !stock.give(tag, bytes) {
+        note(log, tag, bytes);
+    }
+}
+
+/// Notes an uncharge, applying the log when it is full.
+fn note(log: &mut UnchargeLog, tag: Tag, bytes: u64) {
+    if !log.push(tag, bytes) {
+        TREE.uncharge_all(log.take());
+        let pushed = log.push(tag, bytes);
+        debug_assert!(pushed, "an empty log has room");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::alloc::Layout;
+
+    use memcg_accounting::{Root, Settings};
+
+    use super::*;
+
+    #[test]
+    fn a_vector_that_another_thread_makes_during_a_hand_over_leaves_the_shared_zeros_alone() {
+        assert!(process::begin(Root::Untracked));
+        process::start_tracking();
+        let class = Class::of(Layout::new::<[u64; 3000]>()).expect("a slab class");
+        let group = TREE.create(memcg_accounting::GroupRef::ROOT, "zeros", Settings::default());
+        let payer = TREE.payer(group.expect("fresh"));
+        let mut cached = Cached::new();
+        assert!(TREE.pin(payer));
+        cached.insert(payer, Tag::NOBODY);
+        let want = memcg_accounting::Want::exactly(class.size() as u64);
+        TREE.charge(payer, want).expect("no limit");
+        cached.give(payer.tag, class.size() as u64);
+
+        let mut object = [core::ptr::null_mut()];
+        assert_eq!(central::take(class, &mut object), 1);
+        // SAFETY: the object is out.
+        let span = unsafe { maps::span_of_object(object[0]) };
+        assert!(!span.has_vector(), "no other test uses the class");
+        // SAFETY: the object is the span's.
+        let slot = unsafe { span.tag_slot(object[0], class) };
+        // What another thread does here:
+        assert!(span.make_vector());
+        assert!(!cached.hand_over(slot, payer.tag, class), "the slow path looks again");
+        assert_eq!(slot.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,333 @@
+//! The central list of a class: its spans, by whether they have objects in.
+//!
+//! ```text
+//!   partial ─► span ─► span ─► …       some objects in, some out: taken from first
+//!   empty   ─► span ─► span ─► …       all in, newest first: released after a short decay
+//!   (full spans are on no list)
+//! ```
+//!
+//! # Invariants
+//!
+//! - A span is on `partial` when `0 < nr_free < nr_objects`, on `empty` when
+//!   `nr_free == nr_objects`, and on neither when `nr_free == 0`.
+//! - Objects that are in have no tag.
+//!
+//! Lock order: a record's lock, then a central list's, then jemalloc's.
+
+use core::ptr;
+
+use memcg_accounting::sync::{Lock, lock};
+use memcg_accounting::table::Table;
+use memcg_accounting::{SYSTEM, now_ms};
+
+use crate::class::{self, CHUNK, Class};
+use crate::jemalloc;
+use crate::maps;
+use crate::span::{Listed, Span};
+
+/// Empty spans go back after this long.
+const DECAY_MS: u32 = 500;
+
+/// The spans of one class, alone on their cache lines.
+#[repr(align(128))]
+struct Central {
+    lists: Lock<Lists>,
+    spans: Table<Span>,
+}
+
+struct Lists {
+    partial: *const Span,
+    empty: *const Span,
+    /// The oldest of `empty`.
+    empty_tail: *const Span,
+}
+
+// SAFETY: the pointers lead to span records, which live for ever and are reached under the
+// lock that holds this value.
+unsafe impl Send for Lists {}
+
+static CENTRALS: [Central; class::COUNT] = [const {
+    Central {
+        lists: Lock::new(Lists {
+            partial: ptr::null(),
+            empty: ptr::null(),
+            empty_tail: ptr::null(),
+        }),
+        spans: Table::new(),
+    }
+}; class::COUNT];
+
+fn central(class: Class) -> &'static Central {
+    &CENTRALS[class.index()]
+}
+
+/// Fills `out` with untagged objects, as far as memory goes; answers how many there are.
+pub(crate) fn take(class: Class, out: &mut [*mut u8]) -> usize {
+    let central = central(class);
+    let mut lists = lock(&central.lists);
+    let mut taken = 0;
+    while taken < out.len() {
+        let Some(span) = lists.first_with_objects(central, class) else { break };
+        // SAFETY: the lock of the class is held.
+        taken += unsafe { lists.take_from(span, class, &mut out[taken..]) };
+    }
+    taken
+}
+
+/// Takes objects back, whose tags were cleared.
+///
+/// # Safety
+///
+/// - Each is an object of `class` that is out, and nobody uses it any more.
+/// - Its tag is 0.
+pub(crate) unsafe fn give(class: Class, objects: &[*mut u8]) {
+    let central = central(class);
+    let mut lists = lock(&central.lists);
+    for &object in objects {
+        // SAFETY: by contract the object is ours and out.
+        let span = unsafe { maps::span_of_object(object) };
+        // SAFETY: the lock is held, and the object belongs to this span.
+        unsafe { lists.put_back(span, class, object) };
+    }
+    lists.release_older_than(central, class, DECAY_MS, 2);
+}
+
+/// Releases every empty span that is older than the decay, or all of them. Answers whether any
+/// is left.
+pub(crate) fn release_empty(all: bool) -> bool {
+    let mut left = false;
+    for class in Class::all() {
+        let central = central(class);
+        let age = if all { 0 } else { DECAY_MS };
+        let mut lists = lock(&central.lists);
+        lists.release_older_than(central, class, age, usize::MAX);
+        left |= !lists.empty.is_null();
+    }
+    left
+}
+
+/// Calls `f` with every span that serves something. It may be stale: spans come and go.
+pub(crate) fn for_each_span(class: Class, mut f: impl FnMut(&Span)) {
+    let spans = &central(class).spans;
+    for index in 0..spans.len() {
+        if let Some(span) = spans.get(index)
+            && span.base() != 0
+        {
+            f(span);
+        }
+    }
+}
+
+/// Bytes of address space that span records have mapped.
+pub(crate) fn metadata_bytes() -> usize {
+    Class::all().map(|class| central(class).spans.mapped_bytes()).sum()
+}
+
+impl Lists {
+    /// A span with objects in: a partial one, else an empty one, else a new one.
+    fn first_with_objects(&mut self, central: &Central, class: Class) -> Option<&'static Span> {
+        // SAFETY: list links lead to span records, which live for ever.
+        if let Some(span) = unsafe { self.partial.as_ref() } {
+            return Some(span);
+        }
+        // SAFETY: as above.
+        let span = match unsafe { self.empty.as_ref() } {
+            Some(span) => {
+                self.unlink_empty(span);
+                span
+            }
+            None => new_span(central, class)?,
+        };
+        self.push_partial(span);
+        Some(span)
+    }
+
+    /// # Safety
+    ///
+    /// The lock of the span's class is held, and `span` is on `partial`.
+    unsafe fn take_from(
+        &mut self,
+        span: &'static Span,
+        class: Class,
+        out: &mut [*mut u8],
+    ) -> usize {
+        // SAFETY: the lock guards it.
+        let listed = unsafe { &mut *span.central.get() };
+        let base: *mut u8 = ptr::with_exposed_provenance_mut(span.base());
+        let taken = out.len().min(listed.nr_free);
+        for object in &mut out[..taken] {
+            if listed.free.is_null() {
+                // SAFETY: `free` is empty and `nr_free > 0`, so `fresh` is an object.
+                *object = unsafe { base.add(listed.fresh * class.size()) };
+                listed.fresh += 1;
+            } else {
+                *object = listed.free;
+                // SAFETY: an object that is in begins with the next one.
+                listed.free = unsafe { listed.free.cast::<*mut u8>().read() };
+            }
+        }
+        listed.nr_free -= taken;
+        if listed.nr_free == 0 {
+            self.unlink_partial(span);
+        }
+        taken
+    }
+
+    /// # Safety
+    ///
+    /// The lock of the span's class is held; `object` is the span's and nobody uses it.
+    unsafe fn put_back(&mut self, span: &'static Span, class: Class, object: *mut u8) {
+        // SAFETY: the lock guards it.
+        let listed = unsafe { &mut *span.central.get() };
+        // SAFETY: the object is ours now, at least 8 bytes long and aligned to 8.
+        unsafe { object.cast::<*mut u8>().write(listed.free) };
+        listed.free = object;
+        listed.nr_free += 1;
+        let nr_free = listed.nr_free;
+        debug_assert!(nr_free <= class.nr_objects(), "an object is given back once");
+        if nr_free == 1 {
+            self.push_partial(span);
+        }
+        if nr_free == class.nr_objects() {
+            self.unlink_partial(span);
+            self.push_empty(span);
+        }
+    }
+
+    fn release_older_than(&mut self, central: &Central, class: Class, age_ms: u32, most: usize) {
+        if self.empty.is_null() {
+            return;
+        }
+        let now = now_ms();
+        for _ in 0..most {
+            // SAFETY: list links lead to span records, which live for ever.
+            let Some(span) = (unsafe { self.empty_tail.as_ref() }) else { return };
+            // SAFETY: the lock of the class is held.
+            let emptied = unsafe { (*span.central.get()).emptied_ms };
+            if now.wrapping_sub(emptied) < age_ms {
+                return;
+            }
+            self.unlink_empty(span);
+            release(central, class, span);
+        }
+    }
+
+    // ---- links: the lock of the class is held throughout --------------------------------
+
+    fn push_partial(&mut self, span: &'static Span) {
+        let first = self.partial;
+        with(span, |listed| {
+            listed.next = first;
+            listed.prev = ptr::null();
+        });
+        with_ptr(first, |listed| listed.prev = span);
+        self.partial = span;
+    }
+
+    fn unlink_partial(&mut self, span: &'static Span) {
+        let (next, prev) = with(span, |listed| (listed.next, listed.prev));
+        if prev.is_null() {
+            self.partial = next;
+        }
+        with_ptr(prev, |listed| listed.next = next);
+        with_ptr(next, |listed| listed.prev = prev);
+    }
+
+    fn push_empty(&mut self, span: &'static Span) {
+        let first = self.empty;
+        with(span, |listed| {
+            listed.emptied_ms = now_ms();
+            listed.next = first;
+            listed.prev = ptr::null();
+        });
+        with_ptr(first, |listed| listed.prev = span);
+        if first.is_null() {
+            self.empty_tail = span;
+        }
+        self.empty = span;
+    }
+
+    fn unlink_empty(&mut self, span: &'static Span) {
+        let (next, prev) = with(span, |listed| (listed.next, listed.prev));
+        if prev.is_null() {
+            self.empty = next;
+        }
+        if next.is_null() {
+            self.empty_tail = prev;
+        }
+        with_ptr(prev, |listed| listed.next = next);
+        with_ptr(next, |listed| listed.prev = prev);
+    }
+}
+
+/// Runs `f` on what the central list keeps in `span`. Called by methods of [`Lists`] alone, so
+/// the lock that guards it is held.
+fn with<R>(span: &Span, f: impl FnOnce(&mut Listed) -> R) -> R {
+    // SAFETY: the lock of the class is held, and `f` does not reach another span.
+    f(unsafe { &mut *span.central.get() })
+}
+
+fn with_ptr(span: *const Span, f: impl FnOnce(&mut Listed)) {
+    // SAFETY: list links are null or lead to span records, which live for ever.
+    if let Some(span) = unsafe { span.as_ref() } {
+        with(span, f);
+    }
+}
+
+/// A span of fresh memory, on no list yet.
+fn new_span(central: &Central, class: Class) -> Option<&'static Span> {
+    let bytes = class.span_bytes();
+    let index = central.spans.take(&SYSTEM)?;
+    let span = central.spans.get(index)?;
+    let span: *const Span = span;
+    // SAFETY: tables of statics never go away.
+    let span: &'static Span = unsafe { &*span };
+    let memory = jemalloc::alloc_span(bytes, CHUNK);
+    if memory.is_null() {
+        central.spans.put(index);
+        return None;
+    }
+    with(span, |listed| {
+        listed.free = ptr::null_mut();
+        listed.fresh = 0;
+        listed.nr_free = class.nr_objects();
+    });
+    span.begin(class, index, memory.expose_provenance());
+    if !maps::add_span(span.base(), bytes, span) {
+        span.end();
+        // SAFETY: allocated above and shown to nobody.
+        unsafe { jemalloc::dealloc_span(memory) };
+        central.spans.put(index);
+        return None;
+    }
+    Some(span)
+}
+
+/// Gives the memory of an empty span, which is on no list, back.
+fn release(central: &Central, class: Class, span: &'static Span) {
+    let memory = ptr::with_exposed_provenance_mut(span.base());
+    maps::remove_span(span.base(), class.span_bytes());
+    span.end();
+    // SAFETY: every object is in, so nobody uses the memory; it came from `alloc_span`.
+    unsafe { jemalloc::dealloc_span(memory) };
+    central.spans.put(span.index());
+}
+
+/// Locks every central list, in the order of classes, for `fork`.
+pub(crate) fn lock_all() {
+    for central in &CENTRALS {
+        core::mem::forget(lock(&central.lists));
+    }
+}
+
+/// Ends what [`lock_all`] began.
+///
+/// # Safety
+///
+/// The caller, or the thread that it is the copy of, called `lock_all`.
+pub(crate) unsafe fn unlock_all() {
+    for central in &CENTRALS {
+        // SAFETY: by contract the lock is held and its guard was forgotten.
+        unsafe { central.lists.force_unlock() };
+    }
+}

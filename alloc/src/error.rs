@@ -1,0 +1,274 @@
+//! What can go wrong, as two types: one that explains, one that is `Copy`.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use memcg_accounting::{CreateError, GroupRef, OverLimit as RawOverLimit, ParseLimitError};
+
+use crate::group::Group;
+use crate::process::TREE;
+use crate::scope::{self, Refused};
+
+/// An allocation or insertion that was refused: by a limit, or by the system.
+///
+/// It is `Copy` and holds numbers: making one allocates nothing.
+///
+/// # Examples
+///
+/// ```
+/// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
+/// let small = memcg::Group::root().builder("small").max(4096).build()?;
+/// let cache = memcg::Cache::<u32, [u8; 8192]>::direct("pages");
+/// let over = small.run(|| cache.insert(1, [0; 8192])).unwrap_err();
+/// assert_eq!(over.group(), Some(small));
+/// assert_eq!(over.max(), 4096);
+/// # Ok::<(), memcg::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverLimit {
+    refused_by: Option<GroupRef>,
+    requested: u64,
+    usage: u64,
+    max: u64,
+}
+
+impl OverLimit {
+    pub(crate) fn from_raw(raw: RawOverLimit) -> Self {
+        let RawOverLimit { group, requested, usage, max, .. } = raw;
+        Self { refused_by: Some(group), requested, usage, max }
+    }
+
+    /// The system had no memory for `requested` bytes.
+    pub(crate) fn system(requested: u64) -> Self {
+        Self { refused_by: None, requested, usage: 0, max: u64::MAX }
+    }
+
+    /// Why the calling thread's last refused allocation, of `requested` bytes, was refused.
+    pub(crate) fn of_last_refusal(requested: u64) -> Self {
+        match scope::take_refusal() {
+            Some(Refused::Limit(raw)) => Self::from_raw(raw),
+            Some(Refused::System(bytes)) => Self::system(bytes),
+            None => Self::system(requested),
+        }
+    }
+
+    /// The group whose limit refused: the payer's, or an ancestor; `None` once it is offline,
+    /// and where the system had no memory.
+    #[must_use]
+    pub fn group(&self) -> Option<Group> {
+        self.refused_by.filter(|&group| TREE.try_get(group)).map(Group::from_handle)
+    }
+
+    /// Bytes that were asked for.
+    #[must_use]
+    pub fn requested(&self) -> u64 {
+        self.requested
+    }
+
+    /// Usage of the group that refused, when it did.
+    #[must_use]
+    pub fn usage(&self) -> u64 {
+        self.usage
+    }
+
+    /// Its `max` then.
+    #[must_use]
+    pub fn max(&self) -> u64 {
+        self.max
+    }
+
+    /// Whether no limit refused, but the system had no memory.
+    #[must_use]
+    pub fn is_system(&self) -> bool {
+        self.refused_by.is_none()
+    }
+}
+
+impl fmt::Display for OverLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { requested, usage, max, .. } = self;
+        if self.is_system() {
+            return write!(f, "the system has no memory for {requested} bytes");
+        }
+        let path = self.group().map_or_else(|| "a group that is gone".into(), |g| g.path());
+        if *requested == 0 {
+            return write!(f, "usage of {path} is over its max: {usage} of {max} bytes");
+        }
+        write!(f, "{requested} bytes more do not fit into {path}: usage {usage}, max {max}")
+    }
+}
+
+impl std::error::Error for OverLimit {}
+
+/// What kind of error it is: see the predicates of [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Exists,
+    Busy,
+    Again,
+    Invalid,
+    Unsupported,
+    Gone,
+    System,
+}
+
+/// Why an operation on a group failed. It names the group, and says what was asked for and what
+/// was found; the predicates say what to do about it.
+///
+/// # Examples
+///
+/// ```
+/// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
+/// let error = memcg::Group::root().create("a/b").unwrap_err();
+/// assert!(error.is_invalid());
+/// assert!(error.to_string().contains("a/b"), "{error}");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Error {
+    kind: Kind,
+    group: String,
+    what: Cow<'static, str>,
+    requested: u64,
+    usage: u64,
+    max: u64,
+    reclaimed: u64,
+}
+
+impl Error {
+    fn new(kind: Kind, group: String, what: impl Into<Cow<'static, str>>) -> Self {
+        let what = what.into();
+        Self { kind, group, what, requested: 0, usage: 0, max: u64::MAX, reclaimed: 0 }
+    }
+
+    pub(crate) fn create(parent: &Group, name: &str, error: CreateError) -> Self {
+        let path = parent.path();
+        match error {
+            CreateError::Name(reason) => {
+                let shown: String = name.chars().take(64).collect();
+                Self::new(Kind::Invalid, path, format!("`{shown}` can't be a child: {reason}"))
+            }
+            CreateError::Exists => {
+                Self::new(Kind::Exists, path, format!("there is a child `{name}` already"))
+            }
+            CreateError::Gone => Self::new(Kind::Gone, path, "the group is going offline"),
+            CreateError::Descendants(over) => {
+                let limiting = OverLimit::from_raw(over);
+                let above = limiting.group().map_or(path, |group| group.path());
+                let what = format!("it has {} descendants of at most {}", over.usage, over.max);
+                Self {
+                    usage: over.usage,
+                    max: over.max,
+                    requested: 1,
+                    ..Self::new(Kind::Again, above, what)
+                }
+            }
+            _ => Self::new(Kind::System, path, "the system has no memory for a group"),
+        }
+    }
+
+    pub(crate) fn not_installed(path: String) -> Self {
+        let what = "memcg is not the process's global allocator: declare it with \
+                    `#[global_allocator]` in a crate that is linked by name";
+        Self::new(Kind::Unsupported, path, what)
+    }
+
+    pub(crate) fn untracked_root(what: &'static str) -> Self {
+        Self::new(
+            Kind::Unsupported,
+            "/".into(),
+            format!("the root is untracked and has no {what}: see `Memcg::accounting_root`"),
+        )
+    }
+
+    pub(crate) fn busy(group: &Group, wanted: u64, usage: u64, reclaimed: u64) -> Self {
+        let what = format!("{usage} bytes are in use and can't be reclaimed to {wanted}");
+        Self { usage, max: wanted, reclaimed, ..Self::new(Kind::Busy, group.path(), what) }
+    }
+
+    pub(crate) fn again(group: &Group, requested: u64, reclaimed: u64) -> Self {
+        let what = format!("{reclaimed} of {requested} bytes could be reclaimed");
+        let usage = group.usage();
+        Self { requested, reclaimed, usage, ..Self::new(Kind::Again, group.path(), what) }
+    }
+
+    /// A live sibling has the name.
+    #[must_use]
+    pub fn is_exists(&self) -> bool {
+        self.kind == Kind::Exists
+    }
+
+    /// Memory that can't be reclaimed is in the way (`EBUSY`).
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.kind == Kind::Busy
+    }
+
+    /// Less was done than was asked for; trying again may do more (`EAGAIN`).
+    #[must_use]
+    pub fn is_again(&self) -> bool {
+        self.kind == Kind::Again
+    }
+
+    /// An argument is not one that the operation takes (`EINVAL`).
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        self.kind == Kind::Invalid
+    }
+
+    /// The process, or this group, does not have what was asked for.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        self.kind == Kind::Unsupported
+    }
+
+    /// The group is going offline.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.kind == Kind::Gone
+    }
+
+    /// The system has no memory.
+    #[must_use]
+    pub fn is_system(&self) -> bool {
+        self.kind == Kind::System
+    }
+
+    /// Bytes that were reclaimed all the same.
+    #[must_use]
+    pub fn reclaimed(&self) -> u64 {
+        self.reclaimed
+    }
+
+    /// Usage of the group, when the operation gave up.
+    #[must_use]
+    pub fn usage(&self) -> u64 {
+        self.usage
+    }
+
+    /// The limit that could not be met.
+    #[must_use]
+    pub fn max(&self) -> u64 {
+        self.max
+    }
+
+    /// What was asked for.
+    #[must_use]
+    pub fn requested(&self) -> u64 {
+        self.requested
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.group, self.what)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<ParseLimitError> for Error {
+    fn from(error: ParseLimitError) -> Self {
+        Self::new(Kind::Invalid, "/".into(), error.to_string())
+    }
+}

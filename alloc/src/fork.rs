@@ -1,0 +1,66 @@
+//! `fork`: the child gets everything in order.
+//!
+//! Before it, a full cut: all records are stopped, nobody has bytes [in hand](crate::hand), then
+//! the locks of the tree and the central lists are taken. jemalloc's own handler runs after ours before the fork, and before ours
+//! after it, for it was registered first. The child takes over the other threads' records.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use memcg_accounting::sync::lock;
+
+use crate::drain::{self, DRAIN};
+use crate::process::{ENGINE, TREE};
+use crate::{central, hand, record, vector, worker};
+
+/// Registers the handlers, once: a second `prepare` would wait for the first one's locks.
+pub(crate) fn register() {
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
+    // Relaxed: it orders nothing, it only picks one of the threads that begin together.
+    if REGISTERED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    // SAFETY: the three are functions of this program.
+    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+}
+
+extern "C" fn prepare() {
+    core::mem::forget(lock(&DRAIN));
+    drain::stop(&|_| true);
+    hand::wait_for_none();
+    TREE.lock_all();
+    ENGINE.lock_all();
+    central::lock_all();
+    vector::lock_all();
+}
+
+/// Gives the locks back, which `prepare` took on this thread or the one that it is a copy of.
+fn unlock() {
+    // SAFETY: `prepare` ran.
+    unsafe { vector::unlock_all() };
+    // SAFETY: as above.
+    unsafe { central::unlock_all() };
+    // SAFETY: as above.
+    unsafe { ENGINE.unlock_all() };
+    // SAFETY: as above.
+    unsafe { TREE.unlock_all() };
+}
+
+fn resume() {
+    hand::resume();
+    drain::resume();
+    // SAFETY: `prepare` took the mutex and forgot the guard.
+    unsafe { DRAIN.force_unlock() };
+}
+
+extern "C" fn parent() {
+    unlock();
+    resume();
+}
+
+extern "C" fn child() {
+    unlock();
+    hand::forget_others();
+    record::take_over();
+    resume();
+    worker::after_fork();
+}

@@ -1,0 +1,146 @@
+//! The global allocator: the fast path, and where it leads.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr;
+
+use memcg_accounting::Root;
+
+use crate::class::Class;
+use crate::{large, record, slow};
+
+/// The allocator: `#[global_allocator] static ALLOC: Memcg = Memcg::new();`.
+///
+/// Slab-class objects, up to 32 KiB, come from spans of equal objects by way of per-thread
+/// magazines; larger ones from jemalloc. Each is tagged with the group that was current when it
+/// was allocated, out of band. An allocation that takes an object of its own group's from the
+/// magazine charges nothing; a free never does any accounting.
+///
+/// Nothing unwinds out of it, and no path of it calls the global allocator.
+///
+/// # Examples
+///
+/// ```
+/// #[global_allocator]
+/// static ALLOC: memcg::Memcg = memcg::Memcg::new();
+///
+/// assert!(memcg::is_installed());
+/// ```
+#[derive(Debug)]
+pub struct Memcg {
+    root: Root,
+}
+
+impl Memcg {
+    /// An allocator whose root is untracked: what is in no group is charged to nobody, and a
+    /// process without groups pays a predictable branch and no memory.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { root: Root::Untracked }
+    }
+
+    /// An allocator whose root is a group like any other: what is in no group is charged to
+    /// it, and its limits hold for the whole process.
+    ///
+    /// The process is one tree then, with one lock for its charges.
+    #[must_use]
+    pub const fn accounting_root() -> Self {
+        Self { root: Root::Accounted }
+    }
+}
+
+impl Default for Memcg {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The fast path of an allocation, or null.
+#[inline(always)]
+fn alloc_class(class: Class, root: Root) -> *mut u8 {
+    let record = record::record();
+    if record.gate.enter() {
+        // SAFETY: the gate is passed, and the reference ends before `leave`.
+        let object = unsafe { record.cached() }.pop(class, record.current());
+        record.gate.leave();
+        if let Some(object) = object {
+            return object;
+        }
+    }
+    slow::alloc(class, root)
+}
+
+/// The fast path of a free.
+///
+/// # Safety
+///
+/// `object` is of `class`, ours, and nobody uses it any more.
+#[inline(always)]
+unsafe fn dealloc_class(object: *mut u8, class: Class, root: Root) {
+    let record = record::record();
+    if record.gate.enter() {
+        // SAFETY: the gate is passed, and the reference ends before `leave`.
+        let pushed = unsafe { record.cached() }.push(class, object);
+        record.gate.leave();
+        if pushed {
+            return;
+        }
+    }
+    // SAFETY: by contract.
+    unsafe { slow::dealloc(object, class, root) };
+}
+
+// SAFETY: every object answered is at least as large and as aligned as its layout asks (see
+// `Class::of`, and jemalloc for the rest), is handed to nobody else until it is given back, and
+// a refused `realloc` leaves the old one untouched. Nothing unwinds: shrinkers run behind a
+// catch, and nothing else is user code.
+unsafe impl GlobalAlloc for Memcg {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match Class::of(layout) {
+            Some(class) => alloc_class(class, self.root),
+            None => large::alloc(layout, false, self.root),
+        }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
+        match Class::of(layout) {
+            // SAFETY: the layout is the one that the object was allocated with.
+            Some(class) => unsafe { dealloc_class(object, class, self.root) },
+            // SAFETY: as above.
+            None => unsafe { large::dealloc(object) },
+        }
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let Some(class) = Class::of(layout) else {
+            return large::alloc(layout, true, self.root);
+        };
+        let object = alloc_class(class, self.root);
+        if !object.is_null() {
+            // SAFETY: the object has that many bytes.
+            unsafe { ptr::write_bytes(object, 0, layout.size()) };
+        }
+        object
+    }
+
+    unsafe fn realloc(&self, object: *mut u8, old: Layout, size: usize) -> *mut u8 {
+        let Ok(new) = Layout::from_size_align(size, old.align()) else { return ptr::null_mut() };
+        match (Class::of(old), Class::of(new)) {
+            (Some(before), Some(after)) if before == after => return object,
+            // SAFETY: by the contract of `realloc`, and both layouts are large.
+            (None, None) => return unsafe { large::realloc(object, old, size, self.root) },
+            _ => {}
+        }
+        // SAFETY: the size is not 0, by the contract of `realloc`.
+        let moved = unsafe { self.alloc(new) };
+        if !moved.is_null() {
+            // SAFETY: both hold that many bytes, and the new object overlaps nothing.
+            unsafe { ptr::copy_nonoverlapping(object, moved, old.size().min(size)) };
+            // SAFETY: the object has the old layout, and the caller will not use it any more.
+            unsafe { self.dealloc(object, old) };
+        }
+        moved
+    }
+}

@@ -1,0 +1,524 @@
+//! A group, as its users hold it.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use memcg_accounting::{Events, GroupRef, Limit, OnLimit, Root};
+use memcg_shrink::Deadline;
+
+use crate::error::{Error, OverLimit};
+use crate::process::{self, ENGINE, TREE};
+use crate::scope::{self, Current, Restore};
+use crate::{drain, maps};
+
+use crate::builder::GroupBuilder;
+
+/// A group: a tenant whose memory is counted, limited and reclaimed.
+///
+/// A value is a handle. Cloning makes another one; when the last handle and the last online
+/// child are gone the group goes offline: its objects, lists and charges are its parent's.
+///
+/// # Examples
+///
+/// ```
+/// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
+/// use memcg::Group;
+///
+/// let tenants = Group::root().create("tenants")?;
+/// let acme = tenants.builder("acme").max(64 << 20).build()?;
+/// let buffer = acme.run(|| vec![0u8; 1 << 20]);
+/// assert!(acme.usage() >= 1 << 20);
+/// assert_eq!(Group::of(buffer.as_ptr()), Some(acme.clone()));
+///
+/// drop(acme);
+/// assert_eq!(Group::of(buffer.as_ptr()), Some(tenants));
+/// # Ok::<(), memcg::Error>(())
+/// ```
+pub struct Group {
+    group: GroupRef,
+}
+
+impl Group {
+    // ---- handles ------------------------------------------------------------------------
+
+    /// Takes over one handle.
+    pub(crate) fn from_handle(group: GroupRef) -> Self {
+        Self { group }
+    }
+
+    pub(crate) fn as_ref(&self) -> GroupRef {
+        self.group
+    }
+
+    /// The root of the tree. Its path is `/`.
+    ///
+    /// With [`Memcg::new`](crate::Memcg::new) the root is untracked: it has no limits and is
+    /// nobody's payer.
+    #[must_use]
+    pub fn root() -> Group {
+        Group { group: GroupRef::ROOT }
+    }
+
+    /// The calling thread's group: who pays for what it allocates. `O(1)`, one short lock.
+    #[must_use]
+    pub fn current() -> Group {
+        let Current::Group(payer) = scope::current() else { return Group::root() };
+        if TREE.pin(payer) {
+            let owner = TREE.owner_handle(payer.tag);
+            TREE.unpin(payer.tag);
+            return owner.map_or_else(Group::root, Group::from_handle);
+        }
+        Group::root()
+    }
+
+    /// Makes a child without limits. Cost: one lock and a few hundred bytes of metadata, which
+    /// are charged to nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`is_invalid`](Error::is_invalid): the name is empty, longer than 255 bytes, `.` or
+    /// `..`, or holds `/` or NUL. [`is_exists`](Error::is_exists): a live sibling has it.
+    /// [`is_again`](Error::is_again): an ancestor has as many descendants as it may.
+    /// [`is_unsupported`](Error::is_unsupported): memcg is not the global allocator.
+    pub fn create(&self, name: &str) -> Result<Group, Error> {
+        self.builder(name).build()
+    }
+
+    /// Begins to make a child with limits.
+    pub fn builder(&self, name: &str) -> GroupBuilder {
+        GroupBuilder::new(self.clone(), name)
+    }
+
+    /// A new handle to the online group at `path`, like `/tenants/acme`. `O(depth)`.
+    #[must_use]
+    pub fn lookup(path: &str) -> Option<Group> {
+        if path == "/" {
+            return Some(Group::root());
+        }
+        TREE.lookup(path).map(Group::from_handle)
+    }
+
+    /// Who pays for the allocation that `object` points into, now. `None`: nobody does.
+    ///
+    /// Any address may be asked for: it is looked up, never dereferenced. Any address inside a
+    /// slab-class object answers for it, of a large object those in its first page. `O(1)`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
+    /// use memcg::Group;
+    /// assert_eq!(Group::of(std::ptr::null::<u8>()), None);
+    /// let on_the_stack = 1;
+    /// assert_eq!(Group::of(&on_the_stack), None);
+    /// ```
+    #[must_use]
+    pub fn of<T: ?Sized>(object: *const T) -> Option<Group> {
+        let tag = maps::tag_at(object.cast::<u8>().addr());
+        TREE.owner_handle(tag).map(Group::from_handle)
+    }
+
+    /// The group's own name; the root's is empty.
+    #[must_use]
+    pub fn name(&self) -> String {
+        TREE.name(self.group).as_str().to_owned()
+    }
+
+    /// The names from the root down, each after a `/`.
+    #[must_use]
+    pub fn path(&self) -> String {
+        let mut names = Vec::new();
+        let mut at = Some(self.clone());
+        while let Some(group) = at.filter(|group| !group.group.is_root()) {
+            names.push(group.name());
+            at = group.parent();
+        }
+        if names.is_empty() {
+            return "/".to_owned();
+        }
+        names.iter().rev().fold(String::new(), |path, name| path + "/" + name)
+    }
+
+    /// The parent; `None` for the root.
+    #[must_use]
+    pub fn parent(&self) -> Option<Group> {
+        TREE.parent(self.group).map(Group::from_handle)
+    }
+
+    /// The online children, newest first.
+    #[must_use]
+    pub fn children(&self) -> Vec<Group> {
+        let mut children = Vec::new();
+        let mut last = None;
+        while let Some(child) = TREE.next_child(self.group, last) {
+            children.push(Group::from_handle(child));
+            last = Some(child);
+        }
+        children
+    }
+
+    // ---- scopes -------------------------------------------------------------------------
+
+    /// Makes the group current on this thread until the guard is dropped, which restores what
+    /// was current. Scopes nest; the innermost wins.
+    ///
+    /// Dropping the guard is a safe point: groups whose end was put off are ended here, and what
+    /// unregistered shrinkers left behind is dropped.
+    ///
+    /// Guards dropped out of order, or leaked, are memory-safe: what they leave current charges
+    /// the nearest live ancestor.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
+    /// # use memcg::Group;
+    /// let group = Group::root().create("entered")?;
+    /// let scope = group.enter();
+    /// assert_eq!(Group::current(), group);
+    /// drop(scope);
+    /// assert_eq!(Group::current(), Group::root());
+    /// # Ok::<(), memcg::Error>(())
+    /// ```
+    pub fn enter(&self) -> Entered<'_> {
+        Entered { restore: Restore::entering(self.to_current()), group: PhantomData }
+    }
+
+    /// The same with a guard that holds the handle.
+    pub fn enter_owned(self) -> EnteredOwned {
+        EnteredOwned { restore: Restore::entering(self.to_current()), group: self }
+    }
+
+    /// Runs `f` with the group current.
+    pub fn run<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _entered = self.enter();
+        f()
+    }
+
+    fn to_current(&self) -> Current {
+        if self.group.is_root() { Current::Root } else { Current::Group(TREE.payer(self.group)) }
+    }
+
+    // ---- limits -------------------------------------------------------------------------
+
+    /// The hard limit. Exact, in bytes.
+    #[must_use]
+    pub fn max(&self) -> Limit {
+        TREE.max(self.group)
+    }
+
+    /// Sets the hard limit. It holds from this moment; what is over it is reclaimed then.
+    ///
+    /// # Errors
+    ///
+    /// [`is_busy`](Error::is_busy): memory that can't be reclaimed is over the limit, which
+    /// stands all the same; `usage()` says how much there is.
+    /// [`is_unsupported`](Error::is_unsupported): the root is untracked.
+    pub fn set_max(&self, limit: impl Into<Limit>) -> Result<(), Error> {
+        self.must_be_tracked("max")?;
+        let limit = limit.into();
+        let usage = TREE.set_max(self.group, limit);
+        let Some(bytes) = limit.bytes().filter(|&bytes| usage > bytes) else { return Ok(()) };
+        let (reclaimed, usage) = self.reclaim_to(bytes);
+        if usage > bytes {
+            return Err(Error::busy(self, bytes, usage, reclaimed));
+        }
+        Ok(())
+    }
+
+    /// Where background reclaim begins. Usage may pass it.
+    #[must_use]
+    pub fn high(&self) -> Limit {
+        TREE.high(self.group)
+    }
+
+    /// Sets `high`, and reclaims towards it. Pinned memory may stay over it.
+    ///
+    /// # Errors
+    ///
+    /// [`is_unsupported`](Error::is_unsupported): the root is untracked.
+    pub fn set_high(&self, limit: impl Into<Limit>) -> Result<(), Error> {
+        self.must_be_tracked("high")?;
+        let limit = limit.into();
+        let usage = TREE.set_high(self.group, limit);
+        if let Some(bytes) = limit.bytes().filter(|&bytes| usage > bytes) {
+            self.reclaim_to(bytes);
+        }
+        Ok(())
+    }
+
+    /// Best-effort protection, in bytes.
+    #[must_use]
+    pub fn low(&self) -> u64 {
+        TREE.low(self.group)
+    }
+
+    /// Sets best-effort protection.
+    ///
+    /// # Errors
+    ///
+    /// [`is_unsupported`](Error::is_unsupported): the root is untracked.
+    pub fn set_low(&self, bytes: u64) -> Result<(), Error> {
+        self.must_be_tracked("low")?;
+        TREE.set_low(self.group, bytes);
+        Ok(())
+    }
+
+    /// Protection, in bytes.
+    #[must_use]
+    pub fn min(&self) -> u64 {
+        TREE.min(self.group)
+    }
+
+    /// Sets protection.
+    ///
+    /// # Errors
+    ///
+    /// [`is_unsupported`](Error::is_unsupported): the root is untracked.
+    pub fn set_min(&self, bytes: u64) -> Result<(), Error> {
+        self.must_be_tracked("min")?;
+        TREE.set_min(self.group, bytes);
+        Ok(())
+    }
+
+    /// What happens to an allocation that no reclaim makes room for.
+    #[must_use]
+    pub fn on_limit(&self) -> OnLimit {
+        TREE.on_limit(self.group)
+    }
+
+    /// Sets that policy; it counts for charges to this group, whichever ancestor refuses. New
+    /// children copy it.
+    pub fn set_on_limit(&self, policy: OnLimit) {
+        TREE.set_on_limit(self.group, policy);
+    }
+
+    /// Bounds how many groups there may be below this one (`cgroup.max.descendants`).
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    pub fn set_max_descendants(&self, limit: impl Into<Limit>) -> Result<(), Error> {
+        TREE.set_max_descendants(self.group, limit.into());
+        Ok(())
+    }
+
+    /// Sets how long an allocation of this group waits for shrinkers that run on the worker:
+    /// `first`, renewed while bytes arrive, and `total` in all. Default: 50 ms and 200 ms.
+    ///
+    /// Durations count in milliseconds; more than 49 days count as that.
+    pub fn set_deadline(&self, first: Duration, total: Duration) {
+        let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let deadline = Deadline { first_ms: ms(first), total_ms: ms(total) };
+        ENGINE.set_deadline(self.group, deadline);
+    }
+
+    /// Whether the group and all its ancestors are within their `max`. One short lock.
+    ///
+    /// It is also a safe point: what had to wait for a moment with no allocation on the stack
+    /// is done here.
+    ///
+    /// # Errors
+    ///
+    /// [`OverLimit`] names the first that is over it.
+    pub fn check(&self) -> Result<(), OverLimit> {
+        scope::at_safe_point();
+        match TREE.over_max(self.group) {
+            Some(over) => Err(OverLimit::from_raw(over)),
+            None => Ok(()),
+        }
+    }
+
+    fn must_be_tracked(&self, what: &'static str) -> Result<(), Error> {
+        if self.group.is_root() && TREE.root_kind() == Root::Untracked {
+            return Err(Error::untracked_root(what));
+        }
+        Ok(())
+    }
+
+    // ---- reading ------------------------------------------------------------------------
+
+    /// Bytes charged to the group and everything below it, as limits see them. One load.
+    ///
+    /// Never below what lives; up to 512 KiB per thread above it, of freed or unspent bytes
+    /// that wait for reuse, [`drain`](crate::drain) or about 100 ms of idleness. An untracked
+    /// root answers the sum of its children, in `O(children)`.
+    #[must_use]
+    pub fn usage(&self) -> u64 {
+        TREE.usage(self.group)
+    }
+
+    /// The highest usage since the group was made. Exact.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        TREE.peak(self.group)
+    }
+
+    /// What happened to the group and everything below it. Never runs backwards.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        TREE.events(self.group)
+    }
+
+    /// What happened to the group alone.
+    #[must_use]
+    pub fn events_local(&self) -> Events {
+        TREE.events_local(self.group)
+    }
+
+    // ---- giving back --------------------------------------------------------------------
+
+    /// Reclaims at least `bytes` from the group's subtree; answers how many. The root may be
+    /// asked, tracked or not. It does not count as pressure.
+    ///
+    /// # Errors
+    ///
+    /// [`is_again`](Error::is_again): less than that could be reclaimed; `reclaimed()` says
+    /// how much. Source: `memory.reclaim`.
+    pub fn reclaim(&self, bytes: u64) -> Result<u64, Error> {
+        let reclaimed = self.reclaim_some(bytes);
+        if reclaimed < bytes {
+            return Err(Error::again(self, bytes, reclaimed));
+        }
+        Ok(reclaimed)
+    }
+
+    /// Reclaims until usage is at most `bytes`; answers the bytes that it took.
+    ///
+    /// # Errors
+    ///
+    /// [`is_busy`](Error::is_busy): pinned memory keeps usage over `bytes`; `usage()` says
+    /// where it stands. Source: `memory.shrink_in_bytes` of 2008.
+    pub fn shrink_to(&self, bytes: u64) -> Result<u64, Error> {
+        let (reclaimed, usage) = self.reclaim_to(bytes);
+        if usage > bytes {
+            return Err(Error::busy(self, bytes, usage, reclaimed));
+        }
+        Ok(reclaimed)
+    }
+
+    /// Reclaims whatever can be; answers the bytes. What stays is pinned.
+    ///
+    /// # Errors
+    ///
+    /// None at present. Source: `memory.force_empty`.
+    pub fn force_empty(&self) -> Result<u64, Error> {
+        Ok(self.reclaim_to(0).0)
+    }
+
+    /// Reclaims towards a usage of `bytes`; answers the bytes reclaimed and the usage left.
+    fn reclaim_to(&self, bytes: u64) -> (u64, u64) {
+        let before = self.usage();
+        drain::drain();
+        let mut reclaimed = before.saturating_sub(self.usage());
+        let mut usage = self.usage();
+        while usage > bytes {
+            let step = self.reclaim_some(usage - bytes);
+            usage = self.usage();
+            if step == 0 {
+                break;
+            }
+            reclaimed += step;
+        }
+        (reclaimed, usage)
+    }
+
+    /// What threads cache comes first: it costs nobody anything.
+    fn reclaim_some(&self, bytes: u64) -> u64 {
+        let drained = drain::tidy(self.group);
+        if drained >= bytes {
+            return drained;
+        }
+        let reclaimed = ENGINE.reclaim(self.group, bytes - drained, memcg_shrink::Cause::Proactive);
+        let total = drained + reclaimed;
+        if total < bytes { total + drain::tidy(self.group) } else { total }
+    }
+}
+
+impl Clone for Group {
+    fn clone(&self) -> Self {
+        TREE.get(self.group);
+        Self { group: self.group }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.group.is_root() {
+            ENGINE.put(self.group);
+        }
+    }
+}
+
+impl PartialEq for Group {
+    fn eq(&self, other: &Self) -> bool {
+        self.group == other.group
+    }
+}
+
+impl Eq for Group {}
+
+impl Hash for Group {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.group.hash(state);
+    }
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("path", &self.path()).field("usage", &self.usage()).finish()
+    }
+}
+
+/// Keeps a group current on the thread that made it; see [`Group::enter`]. Not `Send`.
+#[derive(Debug)]
+#[must_use = "the group is current while the guard lives"]
+pub struct Entered<'a> {
+    #[expect(dead_code, reason = "dropped for its effect")]
+    restore: Restore,
+    group: PhantomData<&'a Group>,
+}
+
+/// The same, holding the handle; see [`Group::enter_owned`].
+#[derive(Debug)]
+#[must_use = "the group is current while the guard lives"]
+pub struct EnteredOwned {
+    // Dropped in this order: what was current is restored before the handle goes.
+    #[expect(dead_code, reason = "dropped for its effect")]
+    restore: Restore,
+    group: Group,
+}
+
+impl EnteredOwned {
+    /// The group that is current.
+    #[must_use]
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+}
+
+/// Whether `Memcg` really serves this process: an extern crate that nobody names is silently
+/// not linked. Allocates and frees one small object.
+///
+/// # Examples
+///
+/// ```
+/// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
+/// assert!(memcg::is_installed());
+/// ```
+#[must_use]
+pub fn is_installed() -> bool {
+    let probe = std::hint::black_box(Box::new(0_u64));
+    maps::is_slab((&raw const *probe).addr())
+}
+
+/// What must be so before a group can be made.
+pub(crate) fn prepare(path: impl FnOnce() -> String) -> Result<(), Error> {
+    if !is_installed() {
+        return Err(Error::not_installed(path()));
+    }
+    process::start_tracking();
+    Ok(())
+}

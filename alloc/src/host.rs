@@ -1,0 +1,71 @@
+//! What the allocator does for the engine: see [`Host`].
+
+use memcg_accounting::{GroupRef, Reason, Request};
+use memcg_shrink::{Caller, Host};
+
+use crate::process::TREE;
+use crate::scope::{self, Eager};
+use crate::{drain, hand, record, worker};
+
+/// The host of this process's engine.
+pub(crate) struct Allocator;
+
+pub(crate) static HOST: Allocator = Allocator;
+
+/// How long a thread without a record waits for one before it does without reclaim: longer than
+/// one cut takes.
+const RECORD_WAIT_MS: u32 = 200;
+
+impl Host for Allocator {
+    fn caller(&self) -> Caller {
+        // A thread that is new in the middle of a cut waits: without a request nothing would be
+        // reclaimed on its behalf.
+        let record = record::own_within(TREE.root_kind(), RECORD_WAIT_MS);
+        Caller {
+            request: record.map(|record| &record.request),
+            reclaiming: scope::eager().depth > 0,
+            no_reclaim: scope::is_no_reclaim(),
+            fallible: scope::is_fallible(),
+            panicking: std::thread::panicking(),
+        }
+    }
+
+    fn drain(&self, target: GroupRef) -> u64 {
+        drain::tidy(target)
+    }
+
+    fn cut(&self, target: GroupRef, attempt: &mut dyn FnMut() -> bool) -> bool {
+        drain::cut(target, attempt)
+    }
+
+    fn begin_eager(&self, request: Option<&'static Request>) {
+        let before = scope::eager();
+        let request = if before.depth > 0 { before.request } else { request };
+        scope::set_eager(Eager { depth: before.depth + 1, request });
+        if before.depth == 0 && !record::is_empty() {
+            record::record().gate.close(Reason::RECLAIM);
+        }
+    }
+
+    fn end_eager(&self) {
+        let before = scope::eager();
+        let depth = before.depth.saturating_sub(1);
+        let request = if depth > 0 { before.request } else { None };
+        scope::set_eager(Eager { depth, request });
+        if depth == 0 && !record::is_empty() {
+            record::record().gate.open(Reason::RECLAIM);
+        }
+    }
+
+    fn take_in_hand(&self) {
+        hand::take();
+    }
+
+    fn put_down(&self) {
+        hand::put_down();
+    }
+
+    fn start_worker(&self) -> bool {
+        worker::start()
+    }
+}

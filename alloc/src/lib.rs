@@ -1,0 +1,81 @@
+//! A global allocator that gives a tenant inside one process what a cgroup gives a container.
+//!
+//! Every allocation is tagged with the [`Group`] that it serves. A group has limits; at the
+//! hard one registered [`Shrinker`]s evict that group's cached objects before `alloc` answers
+//! null. When a group drops, its objects, lists and charges go to its parent. It is the Linux
+//! kernel's memory controller for kernel objects, in user space.
+//!
+//! ```
+//! use memcg::{Cache, Group};
+//!
+//! #[global_allocator]
+//! static ALLOC: memcg::Memcg = memcg::Memcg::new();
+//!
+//! let tenant = Group::root().builder("acme").max(1 << 20).build()?;
+//! let cache = Cache::<u64, [u8; 1000]>::direct("pages");
+//! for key in 0..10_000 {
+//!     tenant.run(|| cache.insert(key, [0; 1000])).expect("makes room for itself");
+//!     assert!(tenant.usage() <= 1 << 20);
+//! }
+//! assert!(cache.stat().evictions > 8_000);
+//! # Ok::<(), memcg::Error>(())
+//! ```
+//!
+//! # Layers
+//!
+//! ```text
+//!   memcg-accounting   who pays     groups, exact counters, contexts, stock
+//!   memcg-shrink       who gives    shrinkers, lists, reclaim, the charge loop
+//!   memcg (this)       who serves   classes, spans, magazines, large objects; what users see
+//! ```
+
+mod builder;
+mod bypass;
+mod cache;
+mod cached;
+mod central;
+mod class;
+mod drain;
+mod error;
+mod fork;
+mod global;
+mod group;
+mod hand;
+mod host;
+mod in_group;
+mod jemalloc;
+mod large;
+mod lru;
+mod magazine;
+mod maps;
+mod object_cache;
+mod peak;
+mod plain_drop;
+mod process;
+mod record;
+mod scope;
+mod shrinker;
+mod slow;
+mod span;
+mod stat;
+mod vector;
+mod verify;
+mod worker;
+
+pub use memcg_accounting::{EventKind, Events, Limit, OnLimit, ParseLimitError};
+
+pub use builder::GroupBuilder;
+pub use cache::{Cache, CacheStat};
+pub use drain::{drain, purge};
+pub use error::{Error, OverLimit};
+pub use global::Memcg;
+pub use group::{Entered, EnteredOwned, Group, is_installed};
+pub use in_group::{FutureExt, InGroup, UntilOverLimit};
+pub use lru::{Lru, LruNode, LruStatus};
+pub use object_cache::{CacheBox, ObjectCache, ObjectCacheStat};
+pub use peak::PeakReader;
+pub use plain_drop::PlainDrop;
+pub use scope::{fallible, no_reclaim, unaccounted};
+pub use shrinker::{Cause, Count, Registration, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
+pub use stat::{ClassStat, SelfStat, Stat, self_stat, snapshot};
+pub use verify::check;

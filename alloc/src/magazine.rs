@@ -1,0 +1,280 @@
+//! Magazines: a thread's stacks of free objects, one per class.
+//!
+//! ```text
+//!   bottom                top               limit                most
+//!     | object | object |  .  .  .  .  .  .  |  .  .  .  .  .  .  .  |
+//!     '--- cached ------'--- room ----------'--- not granted -------'
+//! ```
+//!
+//! Capacities are granted from one budget of bytes: they start at nothing, double when a class
+//! overflows, and are taken back from classes that have been quiet. All of that happens on slow
+//! paths.
+//!
+//! # Invariants
+//!
+//! - `bottom <= top <= limit <= bottom + most`; the words `bottom .. top` are free objects of
+//!   the class, each out of its span and in no other magazine.
+//! - `granted` is the sum over classes of capacity times object size, at most [`BUDGET`].
+//! - The pages of `bottom .. limit` have been touched.
+
+use core::ptr;
+
+use crate::class::{self, Class};
+
+/// Bytes of objects that one thread may cache.
+pub(crate) const BUDGET: usize = 384 << 10;
+/// The most objects of one class that one thread may cache.
+const MOST_OBJECTS: usize = 4096;
+/// The most bytes of one class.
+const MOST_BYTES: usize = 256 << 10;
+
+/// A stack of free objects. Pointers, not indices: a top-of-stack pointer measured faster.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Magazine {
+    top: *mut *mut u8,
+    bottom: *mut *mut u8,
+    limit: *mut *mut u8,
+    /// Whether the class passed a slow path since its capacity was last looked at.
+    used: bool,
+}
+
+impl Magazine {
+    const fn new() -> Self {
+        Self { top: ptr::null_mut(), bottom: ptr::null_mut(), limit: ptr::null_mut(), used: false }
+    }
+
+    /// The object on top.
+    #[inline(always)]
+    pub(crate) fn peek(&self) -> Option<*mut u8> {
+        if self.top == self.bottom {
+            return None;
+        }
+        // SAFETY: `bottom < top`, so the word below `top` is in the stack (type invariant).
+        let word = unsafe { self.top.sub(1) };
+        // SAFETY: as above, and it was written when the object was pushed.
+        Some(unsafe { word.read() })
+    }
+
+    /// Takes the object that `peek` answered off.
+    ///
+    /// # Safety
+    ///
+    /// The magazine is not empty.
+    #[inline(always)]
+    pub(crate) unsafe fn drop_top(&mut self) {
+        // SAFETY: by contract `bottom < top`.
+        self.top = unsafe { self.top.sub(1) };
+    }
+
+    /// Puts a free object on top; `false`: there is no room.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, object: *mut u8) -> bool {
+        if self.top == self.limit {
+            return false;
+        }
+        // SAFETY: `top < limit`, so the word is granted (type invariant).
+        unsafe { self.top.write(object) };
+        // SAFETY: as above.
+        self.top = unsafe { self.top.add(1) };
+        true
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        (self.top.addr() - self.bottom.addr()) / size_of::<*mut u8>()
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        (self.limit.addr() - self.bottom.addr()) / size_of::<*mut u8>()
+    }
+
+    /// The cached objects, oldest first.
+    pub(crate) fn objects(&self) -> &[*mut u8] {
+        if self.bottom.is_null() {
+            return &[];
+        }
+        // SAFETY: the words `bottom .. top` are initialised (type invariant), and `&self`
+        // keeps them.
+        unsafe { core::slice::from_raw_parts(self.bottom, self.len()) }
+    }
+
+    /// Room for objects to be filled in by `fill`, which answers how many it wrote.
+    pub(crate) fn fill(
+        &mut self,
+        most: usize,
+        fill: impl FnOnce(&mut [*mut u8]) -> usize,
+    ) -> usize {
+        let room = (self.capacity() - self.len()).min(most);
+        if room == 0 {
+            return 0;
+        }
+        // SAFETY: the words `top .. limit` are granted and touched, so they are initialised.
+        let words = unsafe { core::slice::from_raw_parts_mut(self.top, room) };
+        let filled = fill(words).min(room);
+        // SAFETY: `filled <= room`.
+        self.top = unsafe { self.top.add(filled) };
+        filled
+    }
+
+    /// Forgets the `n` oldest objects, which the caller has given away.
+    pub(crate) fn forget_oldest(&mut self, n: usize) {
+        let n = n.min(self.len());
+        if n == 0 {
+            return;
+        }
+        let keep = self.len() - n;
+        // SAFETY: `n` words from the bottom are in the stack.
+        let rest = unsafe { self.bottom.add(n) };
+        // SAFETY: `keep` words follow `rest`; the ranges may overlap, which `copy` allows.
+        unsafe { ptr::copy(rest, self.bottom, keep) };
+        // SAFETY: `keep <= len`.
+        self.top = unsafe { self.bottom.add(keep) };
+    }
+}
+
+/// All magazines of a thread and the budget that they share.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Magazines {
+    of: [Magazine; class::COUNT],
+    granted: usize,
+    hand: usize,
+}
+
+/// The most objects that a class's magazine may hold.
+const fn most(class: Class) -> usize {
+    let by_bytes = MOST_BYTES / class.size();
+    if by_bytes < MOST_OBJECTS { by_bytes } else { MOST_OBJECTS }
+}
+
+/// What a class is granted first.
+const fn first(class: Class) -> usize {
+    let by_bytes = 8192 / class.size();
+    if by_bytes > 64 {
+        64
+    } else if by_bytes < 2 {
+        2
+    } else {
+        by_bytes
+    }
+}
+
+/// Words that all magazines of a thread take at most.
+pub(crate) fn storage_words() -> usize {
+    Class::all().map(most).sum()
+}
+
+impl Magazines {
+    pub(crate) const fn new() -> Self {
+        Self { of: [const { Magazine::new() }; class::COUNT], granted: 0, hand: 0 }
+    }
+
+    /// Gives the magazines their storage.
+    ///
+    /// # Safety
+    ///
+    /// `storage` is [`storage_words`] zeroed words that are this value's alone for ever.
+    pub(crate) unsafe fn place(&mut self, mut storage: *mut *mut u8) {
+        for class in Class::all() {
+            let magazine = self.get(class);
+            (magazine.top, magazine.bottom, magazine.limit) = (storage, storage, storage);
+            // SAFETY: the parts add up to the words that the caller gives.
+            storage = unsafe { storage.add(most(class)) };
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&mut self, class: Class) -> &mut Magazine {
+        // SAFETY: a class's index is below `COUNT`.
+        unsafe { self.of.get_unchecked_mut(class.index()) }
+    }
+
+    /// Bytes of objects that are cached.
+    pub(crate) fn bytes(&self) -> usize {
+        Class::all().map(|class| self.of[class.index()].len() * class.size()).sum()
+    }
+
+    /// Grants a class more room if the budget has it. `spare` is asked to empty a quiet class
+    /// down to a number of objects first, whose room is then taken back.
+    pub(crate) fn grow(
+        &mut self,
+        class: Class,
+        mut spare: impl FnMut(&mut Self, Class, usize),
+    ) -> bool {
+        let magazine = self.get(class);
+        magazine.used = true;
+        let capacity = magazine.capacity();
+        let wanted = (capacity * 2).clamp(first(class), most(class));
+        if wanted <= capacity {
+            return false;
+        }
+        let more = (wanted - capacity) * class.size();
+        for _ in 0..2 * class::COUNT {
+            if self.granted + more <= BUDGET {
+                self.set_capacity(class, wanted);
+                return true;
+            }
+            self.hand = (self.hand + 1) % class::COUNT;
+            let victim = Class::from_index(u32::try_from(self.hand).unwrap_or(0));
+            let quiet = !core::mem::take(&mut self.get(victim).used);
+            if quiet && victim != class && self.get(victim).capacity() > 0 {
+                let half = self.get(victim).capacity() / 2;
+                spare(self, victim, half);
+                if self.get(victim).len() <= half {
+                    self.set_capacity(victim, half);
+                }
+            }
+        }
+        false
+    }
+
+    /// Takes all room back from empty magazines.
+    pub(crate) fn close(&mut self) {
+        for class in Class::all() {
+            if self.get(class).len() == 0 {
+                self.set_capacity(class, 0);
+            }
+        }
+    }
+
+    fn set_capacity(&mut self, class: Class, capacity: usize) {
+        let magazine = self.get(class);
+        let old = magazine.capacity();
+        debug_assert!(capacity >= magazine.len() && capacity <= most(class));
+        // SAFETY: `capacity <= most`, the words that `place` set apart for the class.
+        magazine.limit = unsafe { magazine.bottom.add(capacity) };
+        touch(magazine.bottom, old, capacity);
+        self.granted += capacity * class.size();
+        self.granted -= old * class.size();
+    }
+
+    /// Tests the invariants.
+    ///
+    /// # Panics
+    ///
+    /// Panics if one does not hold.
+    pub(crate) fn check(&self) {
+        let mut granted = 0;
+        for class in Class::all() {
+            let magazine = &self.of[class.index()];
+            assert!(magazine.len() <= magazine.capacity(), "{class:?} is within its capacity");
+            assert!(magazine.capacity() <= most(class), "{class:?} is within its storage");
+            granted += magazine.capacity() * class.size();
+        }
+        assert_eq!(granted, self.granted, "granted is the sum of the capacities");
+        assert!(granted <= BUDGET, "a thread caches at most its budget");
+    }
+}
+
+/// Touches the pages of the words `from .. to`, so that no push on the fast path is the first.
+fn touch(words: *mut *mut u8, from: usize, to: usize) {
+    const PAGE_WORDS: usize = 4096 / size_of::<*mut u8>();
+    for index in (from..to).step_by(PAGE_WORDS).chain(to.checked_sub(1)) {
+        if index >= from {
+            // SAFETY: the words up to `to` are the class's storage.
+            let word = unsafe { words.add(index) };
+            // SAFETY: as above, and from `from` on they hold no object.
+            unsafe { word.write_volatile(ptr::null_mut()) };
+        }
+    }
+}

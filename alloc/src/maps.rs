@@ -1,0 +1,291 @@
+//! From an address to what is known of it, out of band: no header stands beside an object.
+//!
+//! ```text
+//!   address ─► root[address / 16 GiB] ─► leaf[address / 64 KiB] ─► span ─► tags[object]
+//!   address ─► root[address / 1 GiB]  ─► leaf[address / 4 KiB]  ─► large object's word
+//! ```
+//!
+//! Both maps are radix trees of two levels. Leaves are mapped when first written and never
+//! unmapped, spans and tag vectors are type-stable: any address may be looked up.
+//!
+//! # Invariants
+//!
+//! - The entries of all chunks of a span lead to it from before its first object is handed out
+//!   until after the last came back.
+//! - The word at the first page of a tagged large object says who pays, and how much; it is 0
+//!   for every other page.
+
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use memcg_accounting::{SYSTEM, Tag};
+
+use crate::class::CHUNK;
+use crate::span::Span;
+
+/// Bits of an address in user space.
+const ADDRESS_BITS: u32 = 48;
+const CHUNK_SHIFT: u32 = CHUNK.trailing_zeros();
+const PAGE_SHIFT: u32 = 12;
+/// Entries of a leaf, as a power of two.
+const LEAF_SHIFT: u32 = 18;
+
+/// A two-level radix tree from `address >> SHIFT` to a `T`, all zero at first.
+struct Radix<T, const SHIFT: u32, const ROOTS: usize> {
+    root: [AtomicPtr<T>; ROOTS],
+}
+
+const fn roots(shift: u32) -> usize {
+    1 << (ADDRESS_BITS - shift - LEAF_SHIFT)
+}
+
+impl<T, const SHIFT: u32, const ROOTS: usize> Radix<T, SHIFT, ROOTS> {
+    const fn new() -> Self {
+        const { assert!(ROOTS == roots(SHIFT)) };
+        Self { root: [const { AtomicPtr::new(ptr::null_mut()) }; ROOTS] }
+    }
+
+    #[inline(always)]
+    fn split(address: usize) -> (usize, usize) {
+        let key = address >> SHIFT;
+        (key >> LEAF_SHIFT, key & ((1 << LEAF_SHIFT) - 1))
+    }
+
+    /// The entry for `address`, if its leaf exists.
+    #[inline(always)]
+    fn get(&self, address: usize) -> Option<&T> {
+        let (root, index) = Self::split(address);
+        let leaf = self.root.get(root)?.load(Ordering::Acquire);
+        if leaf.is_null() {
+            return None;
+        }
+        // SAFETY: a leaf has `1 << LEAF_SHIFT` entries, and `split` masks the index to that.
+        let entry = unsafe { leaf.add(index) };
+        // SAFETY: leaves are zeroed, which is a valid `T` (an atomic), and never unmapped.
+        Some(unsafe { &*entry })
+    }
+
+    /// The entry for the address of an object of ours, whose leaf exists.
+    ///
+    /// # Safety
+    ///
+    /// [`get_or_make`](Self::get_or_make) has answered an entry for `address`, and the caller
+    /// was told of it by something that happened after.
+    #[inline(always)]
+    unsafe fn get_known(&self, address: usize) -> &T {
+        let (root, index) = Self::split(address);
+        // SAFETY: `get_or_make` found `root` in bounds.
+        let slot = unsafe { self.root.get_unchecked(root) };
+        // Relaxed: the leaf was published before the caller could know of the address.
+        let leaf = slot.load(Ordering::Relaxed);
+        // SAFETY: the leaf exists, by contract, and the index is in bounds.
+        let entry = unsafe { leaf.add(index) };
+        // SAFETY: as in `get`.
+        unsafe { &*entry }
+    }
+
+    /// The entry for `address`; `None`: no memory for its leaf, or no such address.
+    fn get_or_make(&self, address: usize) -> Option<&T> {
+        if let Some(entry) = self.get(address) {
+            return Some(entry);
+        }
+        let (root, _) = Self::split(address);
+        let slot = self.root.get(root)?;
+        let bytes = size_of::<T>() << LEAF_SHIFT;
+        let leaf = (SYSTEM.map)(bytes);
+        if leaf.is_null() {
+            return None;
+        }
+        // Release pairs with the Acquire in `get`: who sees the leaf sees its zeros.
+        let set = slot.compare_exchange(
+            ptr::null_mut(),
+            leaf.cast(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        if set.is_err() {
+            // SAFETY: mapped above with this size, and shown to nobody.
+            unsafe { (SYSTEM.unmap)(leaf, bytes) };
+        }
+        self.get(address)
+    }
+}
+
+type SpanMap = Radix<AtomicPtr<Span>, CHUNK_SHIFT, { roots(CHUNK_SHIFT) }>;
+type LargeMap = Radix<AtomicU64, PAGE_SHIFT, { roots(PAGE_SHIFT) }>;
+
+static SPANS: SpanMap = SpanMap::new();
+static LARGE: LargeMap = LargeMap::new();
+
+// ---- spans ------------------------------------------------------------------------------
+
+/// Makes every chunk of `base .. base + bytes` lead to `span`. `false`: no memory for a leaf,
+/// and no chunk leads there.
+pub(crate) fn add_span(base: usize, bytes: usize, span: *const Span) -> bool {
+    let chunks = || (base..base + bytes).step_by(CHUNK);
+    if chunks().any(|address| SPANS.get_or_make(address).is_none()) {
+        return false;
+    }
+    for address in chunks() {
+        if let Some(entry) = SPANS.get(address) {
+            entry.store(span.cast_mut(), Ordering::Release);
+        }
+    }
+    true
+}
+
+/// Makes the chunks lead nowhere.
+pub(crate) fn remove_span(base: usize, bytes: usize) {
+    for address in (base..base + bytes).step_by(CHUNK) {
+        if let Some(entry) = SPANS.get(address) {
+            entry.store(ptr::null_mut(), Ordering::Release);
+        }
+    }
+}
+
+/// The span of any address.
+pub(crate) fn span_of(address: usize) -> Option<&'static Span> {
+    let span = SPANS.get(address)?.load(Ordering::Acquire);
+    // SAFETY: entries are null or lead to a span's record, which is never unmapped.
+    unsafe { span.as_ref() }
+}
+
+/// The span of an object.
+///
+/// # Safety
+///
+/// `object` is a slab-class object of ours that is live or cached by the caller.
+#[inline(always)]
+pub(crate) unsafe fn span_of_object(object: *mut u8) -> &'static Span {
+    // SAFETY: the span was added before the object was handed out.
+    let entry = unsafe { SPANS.get_known(object.addr()) };
+    // Relaxed: as in `get_known`.
+    let span = entry.load(Ordering::Relaxed);
+    // SAFETY: it leads to the object's span, which is there while an object of it is out.
+    unsafe { &*span }
+}
+
+// ---- large objects ----------------------------------------------------------------------
+
+/// A tagged large object's word: 32 bits of tag, 8 of its offset in its page (in 16 bytes),
+/// 24 of its size as 8 bits of exponent and 16 of mantissa.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LargeWord {
+    pub(crate) tag: Tag,
+    pub(crate) offset: usize,
+    pub(crate) bytes: usize,
+}
+
+/// Bits of the mantissa: jemalloc's sizes have three.
+const MANTISSA_BITS: u32 = 16;
+
+impl LargeWord {
+    fn encode(self) -> u64 {
+        let exponent = (usize::BITS - self.bytes.leading_zeros()).saturating_sub(MANTISSA_BITS);
+        let mantissa = self.bytes >> exponent;
+        debug_assert_eq!(mantissa << exponent, self.bytes, "a size that the word can hold");
+        u64::from(self.tag.to_bits())
+            | (self.offset as u64 / 16) << 32
+            | u64::from(exponent) << 40
+            | (mantissa as u64) << 48
+    }
+
+    fn decode(word: u64) -> Self {
+        let [t0, t1, t2, t3, offset, exponent, m0, m1] = word.to_le_bytes();
+        Self {
+            tag: Tag::from_bits(u32::from_le_bytes([t0, t1, t2, t3])),
+            offset: usize::from(offset) * 16,
+            bytes: usize::from(u16::from_le_bytes([m0, m1])) << exponent,
+        }
+    }
+}
+
+/// Writes who pays for the large object at `address`. `false`: no memory for the leaf.
+pub(crate) fn tag_large(address: usize, tag: Tag, bytes: usize) -> bool {
+    let Some(entry) = LARGE.get_or_make(address) else { return false };
+    let word = LargeWord { tag, offset: address % (1 << PAGE_SHIFT), bytes };
+    // Release: who looks the object up sees what was done before it was tagged.
+    entry.store(word.encode(), Ordering::Release);
+    true
+}
+
+/// Who pays for the large object at `address`; `None`: it has no tag.
+pub(crate) fn large(address: usize) -> Option<LargeWord> {
+    // Acquire pairs with the Release in `tag_large`.
+    let word = LARGE.get(address)?.load(Ordering::Acquire);
+    (word != 0).then(|| LargeWord::decode(word))
+}
+
+/// Takes the tag off the large object at `address`.
+pub(crate) fn untag_large(address: usize) -> Option<LargeWord> {
+    let word = LARGE.get(address)?.swap(0, Ordering::AcqRel);
+    (word != 0).then(|| LargeWord::decode(word))
+}
+
+/// Calls `f` with each tagged large object's word. Reads every leaf: for checks.
+pub(crate) fn for_each_large(mut f: impl FnMut(LargeWord)) {
+    for leaf in &LARGE.root {
+        let leaf = leaf.load(Ordering::Acquire);
+        if leaf.is_null() {
+            continue;
+        }
+        for index in 0..1 << LEAF_SHIFT {
+            // SAFETY: a leaf has this many entries.
+            let entry = unsafe { leaf.add(index) };
+            // SAFETY: leaves are initialised and never unmapped.
+            let word = unsafe { &*entry }.load(Ordering::Acquire);
+            if word != 0 {
+                f(LargeWord::decode(word));
+            }
+        }
+    }
+}
+
+// ---- any address ------------------------------------------------------------------------
+
+/// Who pays for what is at `address`, which may be anything: nothing is dereferenced but the
+/// maps. A pointer to freed memory gives a stale answer.
+pub(crate) fn tag_at(address: usize) -> Tag {
+    if let Some(span) = span_of(address) {
+        return span.tag_at(address);
+    }
+    match large(address) {
+        Some(word) if address % (1 << PAGE_SHIFT) >= word.offset => word.tag,
+        _ => Tag::NOBODY,
+    }
+}
+
+/// Whether `address` lies in an object that this allocator's classes serve.
+pub(crate) fn is_slab(address: usize) -> bool {
+    span_of(address).is_some()
+}
+
+/// Bytes that the maps' leaves take at most, by how many exist.
+pub(crate) fn leaf_bytes() -> usize {
+    let spans = SPANS.root.iter().filter(|leaf| !leaf.load(Ordering::Relaxed).is_null()).count();
+    let large = LARGE.root.iter().filter(|leaf| !leaf.load(Ordering::Relaxed).is_null()).count();
+    (spans + large) * (8 << LEAF_SHIFT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_words_round_trip_for_every_size_of_jemalloc() {
+        for exponent in 0..40 {
+            for mantissa in 4..8 {
+                let bytes = (mantissa << exponent) * 4096;
+                let word = LargeWord { tag: Tag::from_bits(77), offset: 4032, bytes };
+                assert_eq!(LargeWord::decode(word.encode()), word);
+            }
+        }
+    }
+
+    #[test]
+    fn any_address_may_be_looked_up() {
+        for address in [0, 1, 4096, usize::MAX, 1 << 47, 1 << 48, usize::MAX / 2] {
+            assert_eq!(tag_at(address), Tag::NOBODY, "{address:#x}");
+        }
+    }
+}

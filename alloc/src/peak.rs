@@ -1,0 +1,102 @@
+//! Readers of a group's peak, each of which can be reset on its own.
+//!
+//! As in the kernel's `memory.peak`: the group has one local peak, since the last reset of any
+//! reader; whoever resets it first saves it into all the others. A reader's peak is the larger
+//! of what was saved for it and the local one.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use memcg_accounting::GroupRef;
+
+use crate::group::Group;
+use crate::process::TREE;
+use crate::scope::unaccounted;
+
+/// Readers that were reset, by group.
+static RESET: Mutex<Option<HashMap<GroupRef, Vec<Weak<AtomicU64>>>>> = Mutex::new(None);
+
+fn reset_readers() -> MutexGuard<'static, Option<HashMap<GroupRef, Vec<Weak<AtomicU64>>>>> {
+    RESET.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads a group's peak since its own last reset: [`Group::peak_reader`]. Holds a handle.
+///
+/// Source: writing to `memory.peak`, `mm/memcontrol.c`.
+///
+/// # Examples
+///
+/// ```
+/// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
+/// let group = memcg::Group::root().create("peaks")?;
+/// let mut reader = group.peak_reader();
+/// drop(group.run(|| vec![0u8; 1 << 20]));
+/// assert!(reader.get() >= 1 << 20);
+/// reader.reset();
+/// assert!(reader.get() < 1 << 20);
+/// assert!(group.peak() >= 1 << 20);
+/// # Ok::<(), memcg::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct PeakReader {
+    group: Group,
+    /// The peak that was saved for this reader; none before its first reset.
+    saved: Option<Arc<AtomicU64>>,
+}
+
+impl PeakReader {
+    pub(crate) fn new(group: Group) -> Self {
+        Self { group, saved: None }
+    }
+
+    /// The highest usage since the last [`reset`](PeakReader::reset) of this reader, or since
+    /// the group was made. Bytes, exact.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        let Some(saved) = &self.saved else { return self.group.peak() };
+        let _resets = reset_readers();
+        // Relaxed: resets are kept out by the mutex.
+        saved.load(Ordering::Relaxed).max(TREE.local_peak(self.group.as_ref()))
+    }
+
+    /// Begins anew at the usage of now. Other readers keep their peaks.
+    pub fn reset(&mut self) {
+        unaccounted(|| {
+            let mut resets = reset_readers();
+            let readers = resets.get_or_insert_default().entry(self.group.as_ref()).or_default();
+            let (old, usage) = TREE.reset_local_peak(self.group.as_ref());
+            readers.retain(|reader| match reader.upgrade() {
+                Some(saved) => {
+                    saved.fetch_max(old, Ordering::Relaxed);
+                    true
+                }
+                None => false,
+            });
+            match &self.saved {
+                Some(saved) => saved.store(usage, Ordering::Relaxed),
+                None => {
+                    let saved = Arc::new(AtomicU64::new(usage));
+                    readers.push(Arc::downgrade(&saved));
+                    self.saved = Some(saved);
+                }
+            }
+        });
+    }
+}
+
+impl Drop for PeakReader {
+    fn drop(&mut self) {
+        let Some(saved) = self.saved.take() else { return };
+        let mut resets = reset_readers();
+        drop(saved);
+        let Some(resets) = resets.as_mut() else { return };
+        let group = self.group.as_ref();
+        if let Some(readers) = resets.get_mut(&group) {
+            readers.retain(|reader| reader.strong_count() > 0);
+            if readers.is_empty() {
+                resets.remove(&group);
+            }
+        }
+    }
+}

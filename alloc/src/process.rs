@@ -1,0 +1,92 @@
+//! What the process has one of: the tree, the engine, the fence, and their beginning.
+//!
+//! The beginning is the first slow path of the first thread. It happens inside an allocation,
+//! so it allocates nothing and takes no lock of std.
+
+use core::ffi::c_void;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use memcg_accounting::{Barrier, Root, SYSTEM, Tree};
+use memcg_shrink::Engine;
+use once_cell::race::OnceBool;
+
+use crate::{fork, host, jemalloc, record};
+
+/// The tree of groups.
+pub(crate) static TREE: Tree = Tree::new();
+/// The engine that charges and reclaims.
+pub(crate) static ENGINE: Engine = Engine::new(&TREE);
+/// The heavy side of every gate.
+pub(crate) static BARRIER: Barrier = Barrier::new();
+
+/// Whether any object may have a tag: from the first group on, or always with an accounted
+/// root. Never taken back.
+static TRACKING: AtomicBool = AtomicBool::new(false);
+
+/// Whether tags must be looked at.
+///
+/// Relaxed is enough: an object with a tag reaches another thread by some synchronisation, and
+/// the tag's group was made, and this flag set, before that.
+#[inline(always)]
+pub(crate) fn is_tracking() -> bool {
+    TRACKING.load(Ordering::Relaxed)
+}
+
+/// From now on tags are looked at.
+pub(crate) fn start_tracking() {
+    TRACKING.store(true, Ordering::Relaxed);
+}
+
+static BEGUN: OnceBool = OnceBool::new();
+static EXIT_KEY: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Begins, once. `false`: the system has no memory for the root; the next call tries again.
+pub(crate) fn begin(root: Root) -> bool {
+    if !TREE.make(root, &SYSTEM) {
+        return false;
+    }
+    // `race`: two threads may both run this; each step is right twice, the second key is given
+    // back, and the handlers of `fork` are registered once.
+    BEGUN.get_or_init(|| {
+        if root == Root::Accounted {
+            start_tracking();
+        }
+        BARRIER.register();
+        make_exit_key();
+        jemalloc::boot();
+        ENGINE.set_host(&host::HOST);
+        // jemalloc registered its handlers when it booted: ours run first before a fork, and
+        // last after it.
+        fork::register();
+        true
+    })
+}
+
+/// Whether something was allocated.
+pub(crate) fn has_begun() -> bool {
+    BEGUN.get() == Some(true)
+}
+
+/// Makes the key whose destructor takes a thread's caches back. It is made before jemalloc
+/// boots, so it runs first in each round of destructors.
+fn make_exit_key() {
+    let mut key: libc::pthread_key_t = 0;
+    // SAFETY: `key` is a valid place; the destructor is a function of this program.
+    if unsafe { libc::pthread_key_create(&raw mut key, Some(record::on_thread_exit)) } != 0 {
+        return;
+    }
+    let first =
+        EXIT_KEY.compare_exchange(u32::MAX, key, Ordering::AcqRel, Ordering::Acquire).is_ok();
+    if !first {
+        // SAFETY: made above, and no thread has used it.
+        unsafe { libc::pthread_key_delete(key) };
+    }
+}
+
+/// Arms the exit hook for the calling thread. `false`: it can't be, so the thread must not
+/// cache anything.
+pub(crate) fn arm_exit_hook(value: *const c_void) -> bool {
+    let key = EXIT_KEY.load(Ordering::Acquire);
+    // SAFETY: the key was made by `make_exit_key`, or is none and the call answers an error.
+    key != u32::MAX && unsafe { libc::pthread_setspecific(key, value) } == 0
+}

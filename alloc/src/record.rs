@@ -1,0 +1,433 @@
+//! Thread records: what belongs to one thread, and how a thread comes by it.
+//!
+//! ```text
+//!   thread-local pointer ─► EMPTY            before first use: its gate is always closed
+//!                        ─► record           claimed: gate, current tag, caches, request
+//!                        ─► EMPTY            after exit: allocations take the bypass
+//!   RECORDS ─► record ─► record ─► …         append-only, never freed, claimed again
+//! ```
+//!
+//! # Invariants
+//!
+//! - `cached` is touched only as [`Gate`] says.
+//! - `current` is written by the owner alone. Where it is a tag, the record's stock has an
+//!   entry for it, so the tag is not reused; `UNSETTLED` is no object's tag.
+//! - A free record caches nothing and pins nothing.
+//! - Records are claimed under the drain mutex: none appears in the middle of a cut.
+
+use core::cell::{Cell, UnsafeCell};
+use core::ffi::c_void;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+
+use memcg_accounting::sync::{Guard, try_lock, yield_now};
+use memcg_accounting::{BarrierKind, Gate, Payer, Reason, Request, Root, SYSTEM, Tag, now_ms};
+
+use crate::cached::Cached;
+use crate::drain::DRAIN;
+use crate::magazine;
+use crate::process::{self, BARRIER, ENGINE, TREE};
+use crate::scope::{self, Current};
+
+/// A current tag that no object has: the owner's next allocation settles who pays.
+const UNSETTLED: u32 = u32::MAX;
+
+/// A thread's record.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub(crate) struct Record {
+    pub(crate) gate: Gate,
+    current: AtomicU32,
+    cached: UnsafeCell<Cached>,
+    pub(crate) request: Request,
+    state: AtomicU32,
+    /// Moves on at each slow path of the owner: a record that stays behind is idle.
+    passes: AtomicU32,
+    seen_passes: AtomicU32,
+    /// Whether a drain of idle threads left nothing here; the next slow path clears it.
+    is_drained: AtomicBool,
+    /// Whether a drain has the record stopped. The drain mutex guards it.
+    is_stopped: AtomicBool,
+    next: AtomicPtr<Record>,
+}
+
+// SAFETY: `cached` is reached only as `Gate` says, `current` by the owner alone (readers on
+// other threads go through the lock and do not look at it); the rest is atomics.
+unsafe impl Sync for Record {}
+
+const FREE: u32 = 0;
+const CLAIMED: u32 = 1;
+/// Its owner did not survive a `fork` and left it in the middle of something.
+const LOST: u32 = 2;
+
+/// What a thread has before its first slow path and after its exit. Writable, for the fast path
+/// writes `busy` before it looks.
+static EMPTY: Record = Record::new(Reason::EMPTY);
+static RECORDS: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
+static NR_CLAIMED: AtomicU32 = AtomicU32::new(0);
+
+thread_local! {
+    static RECORD: Cell<&'static Record> = const { Cell::new(&EMPTY) };
+    /// Whether the exit hook has run.
+    static EXITED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The calling thread's record.
+#[inline(always)]
+pub(crate) fn record() -> &'static Record {
+    RECORD.get()
+}
+
+impl Record {
+    const fn new(reason: Reason) -> Self {
+        Self {
+            gate: Gate::closed(reason),
+            current: AtomicU32::new(UNSETTLED),
+            cached: UnsafeCell::new(Cached::new()),
+            request: Request::new(),
+            state: AtomicU32::new(FREE),
+            passes: AtomicU32::new(0),
+            seen_passes: AtomicU32::new(0),
+            is_drained: AtomicBool::new(true),
+            is_stopped: AtomicBool::new(false),
+            next: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// The tag of who pays for the owner's allocations.
+    #[inline(always)]
+    pub(crate) fn current(&self) -> Tag {
+        // Relaxed: only the owner writes it; a drain reads it with the record stopped.
+        Tag::from_bits(self.current.load(Ordering::Relaxed))
+    }
+
+    fn set_current(&self, bits: u32) {
+        self.current.store(bits, Ordering::Relaxed);
+    }
+
+    /// What the record caches.
+    ///
+    /// # Safety
+    ///
+    /// - The caller is the owner inside the gate, or holds the lock as [`Gate`] says.
+    /// - No other reference to it exists.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "the gate makes the access exclusive")]
+    pub(crate) unsafe fn cached(&self) -> &mut Cached {
+        // SAFETY: by contract.
+        unsafe { &mut *self.cached.get() }
+    }
+
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.state.load(Ordering::Acquire) == CLAIMED
+    }
+
+    fn is_free(&self) -> bool {
+        self.state.load(Ordering::Acquire) == FREE
+    }
+
+    /// Notes a slow path of the owner. Relaxed: hints for who looks for idle threads.
+    pub(crate) fn pass(&self) {
+        self.passes.store(self.passes.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        if self.is_drained() {
+            self.is_drained.store(false, Ordering::Relaxed);
+            if process::is_tracking() {
+                // From now on there may be garbage that only time takes away.
+                ENGINE.want_ticks();
+            }
+        }
+    }
+
+    /// Whether nothing has been cached since a drain of idle threads.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.is_drained.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_drained(&self) {
+        self.is_drained.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_stopped(&self, stopped: bool) {
+        self.is_stopped.store(stopped, Ordering::Relaxed);
+    }
+
+    /// Whether the owner has passed no slow path since the last call.
+    pub(crate) fn is_idle(&self) -> bool {
+        let passes = self.passes.load(Ordering::Relaxed);
+        self.seen_passes.swap(passes, Ordering::Relaxed) == passes
+    }
+
+    /// Makes the record pay as the thread's scope says, pinning the payer. The owner holds the
+    /// lock. Answers the payer.
+    pub(crate) fn settle(&self) -> Payer {
+        let payer = scope::current().payer();
+        if self.current().to_bits() == payer.tag.to_bits() {
+            return payer;
+        }
+        // SAFETY: the owner holds the lock, and no reference is kept.
+        let cached = unsafe { self.cached() };
+        if payer.tag.is_nobody() || cached.holds(payer) {
+            self.set_current(payer.tag.to_bits());
+            return payer;
+        }
+        if !TREE.pin(payer) {
+            // Its group went, and everything that it was charged for.
+            scope::payer_is_gone();
+            let root = scope::current().payer();
+            if root == payer {
+                return Payer::NOBODY;
+            }
+            return self.settle();
+        }
+        cached.insert(payer, self.current());
+        self.set_current(payer.tag.to_bits());
+        payer
+    }
+
+    /// The record that was made before this one.
+    fn next(&self) -> Option<&'static Record> {
+        // SAFETY: links lead to records, which are never freed.
+        unsafe { self.next.load(Ordering::Acquire).as_ref() }
+    }
+}
+
+/// Whether the calling thread has no record.
+pub(crate) fn is_empty() -> bool {
+    ptr::eq(record(), &raw const EMPTY)
+}
+
+/// Every record, claimed or free.
+pub(crate) fn all() -> impl Iterator<Item = &'static Record> {
+    // SAFETY: the head is null or leads to a record, and records are never freed.
+    let first = unsafe { RECORDS.load(Ordering::Acquire).as_ref() };
+    core::iter::successors(first, |record| record.next())
+}
+
+/// How many threads have a record.
+pub(crate) fn nr_claimed() -> u32 {
+    NR_CLAIMED.load(Ordering::Relaxed)
+}
+
+/// Bytes of address space that records have mapped.
+pub(crate) fn metadata_bytes() -> usize {
+    all().count() * mapping_bytes()
+}
+
+/// The calling thread's scope has changed: its record follows. A payer that the stock has an
+/// entry for costs no atomic, another one a lock and a pin.
+pub(crate) fn current_changed(current: Current) {
+    let payer = current.payer();
+    let record = record();
+    if record.gate.enter() {
+        // SAFETY: the gate is passed, and the reference ends before `leave`.
+        let holds = payer.tag.is_nobody() || unsafe { record.cached() }.holds(payer);
+        // INVARIANT: the tag becomes current before a drain can take its entry out.
+        record.set_current(if holds { payer.tag.to_bits() } else { UNSETTLED });
+        record.gate.leave();
+        if holds {
+            return;
+        }
+    }
+    // Before the first allocation there is no group to keep, and the allocator, which knows what
+    // the root is to be, has not been heard of.
+    if !process::has_begun() {
+        return;
+    }
+    // The pin matters even if nothing is allocated: a scope that is leaked must not come to
+    // mean a stranger.
+    let Some(record) = own(TREE.root_kind()) else { return };
+    if record.gate.try_lock() {
+        // An entry pins its payer: a drain of idle threads lets go of it.
+        record.pass();
+        record.settle();
+        record.gate.unlock();
+    } else {
+        record.set_current(UNSETTLED);
+    }
+}
+
+/// The calling thread's record, claimed if it has none. `None`: it can't have one now; its
+/// allocations take the bypass.
+pub(crate) fn own(root: Root) -> Option<&'static Record> {
+    // No claim in the middle of a cut, and no wait for its end.
+    own_with(root, || try_lock(&DRAIN))
+}
+
+/// The same for a thread that needs one, because it reclaims: it waits for the end of a cut, at
+/// most about `timeout_ms`. Not under a lock.
+pub(crate) fn own_within(root: Root, timeout_ms: u32) -> Option<&'static Record> {
+    let start = now_ms();
+    own_with(root, || {
+        loop {
+            let drain = try_lock(&DRAIN);
+            if drain.is_some() || now_ms().wrapping_sub(start) >= timeout_ms {
+                return drain;
+            }
+            yield_now();
+        }
+    })
+}
+
+fn own_with(
+    root: Root,
+    take: impl FnOnce() -> Option<Guard<'static, ()>>,
+) -> Option<&'static Record> {
+    let record = record();
+    if !ptr::eq(record, &raw const EMPTY) {
+        return Some(record);
+    }
+    if EXITED.get() || !process::begin(root) {
+        return None;
+    }
+    let _drain = take()?;
+    let record = all().find(|record| record.is_free()).or_else(make)?;
+    if !process::arm_exit_hook(ptr::from_ref(record).cast()) {
+        return None;
+    }
+    open(record);
+    RECORD.set(record);
+    Some(record)
+}
+
+/// Makes a free record a claimed one, under the drain mutex.
+fn open(record: &'static Record) {
+    if BARRIER.kind() == BarrierKind::Fence {
+        record.gate.close(Reason::FENCE);
+    }
+    if scope::eager().depth > 0 {
+        record.gate.close(Reason::RECLAIM);
+    } else {
+        // The owner before may have been lost in a `fork` while it reclaimed.
+        record.gate.open(Reason::RECLAIM);
+    }
+    record.set_current(UNSETTLED);
+    record.gate.open(Reason::EMPTY.and(Reason::EXITING));
+    record.state.store(CLAIMED, Ordering::Release);
+    TREE.set_nr_threads(NR_CLAIMED.fetch_add(1, Ordering::Relaxed) + 1);
+}
+
+/// Bytes of a record and the storage of its magazines.
+fn mapping_bytes() -> usize {
+    (size_of::<Record>() + magazine::storage_words() * size_of::<*mut u8>()).next_multiple_of(4096)
+}
+
+/// Maps a record and appends it to the list. `None`: no memory.
+fn make() -> Option<&'static Record> {
+    let memory = (SYSTEM.map)(mapping_bytes());
+    if memory.is_null() {
+        return None;
+    }
+    let record = memory.cast::<Record>();
+    // SAFETY: the mapping is large enough, page-aligned and ours.
+    unsafe { record.write(Record::new(Reason::EMPTY)) };
+    // SAFETY: initialised above, never freed, and not yet shared.
+    let record = unsafe { &*record };
+    // SAFETY: `Record` takes the first bytes of the mapping, the storage the rest; a record's
+    // size is a multiple of its alignment, which words divide.
+    let storage = unsafe { memory.add(size_of::<Record>()) };
+    // SAFETY: nobody else has the record yet.
+    let cached = unsafe { record.cached() };
+    // SAFETY: the storage is zeroed and this record's alone.
+    unsafe { cached.place(storage.cast()) };
+    // Claims are serialised by the drain mutex, so is this.
+    record.next.store(RECORDS.load(Ordering::Relaxed), Ordering::Relaxed);
+    // Release pairs with the Acquire in `all`.
+    RECORDS.store(ptr::from_ref(record).cast_mut(), Ordering::Release);
+    Some(record)
+}
+
+/// Ends the calling thread's use of its record: the destructor of the exit key.
+pub(crate) extern "C" fn on_thread_exit(value: *mut c_void) {
+    let record = RECORD.get();
+    debug_assert!(ptr::eq(record, value.cast::<Record>()), "the thread's own record");
+    EXITED.set(true);
+    RECORD.set(&EMPTY);
+    record.gate.close(Reason::EXITING);
+    // The lock is held for bounded work only, or by a cut that waits for somebody else with a
+    // bound of its own.
+    while !record.gate.lock_within(1000) {}
+    // SAFETY: the lock is held, and the owner, which this is, is not in the gate.
+    unsafe { record.cached() }.empty();
+    release(record);
+    record.gate.unlock();
+}
+
+/// Makes a record that caches nothing free. Its lock is held.
+fn release(record: &Record) {
+    record.gate.close(Reason::EMPTY);
+    record.state.store(FREE, Ordering::Release);
+    TREE.set_nr_threads(NR_CLAIMED.fetch_sub(1, Ordering::Relaxed) - 1);
+}
+
+/// Takes over the records of threads that do not exist in this process: for the child of a
+/// `fork`, whose only thread calls it, with all records stopped. One that could not be stopped
+/// is lost, with what it caches: no drain waits for it.
+pub(crate) fn take_over() {
+    let own = record();
+    for record in all().filter(|record| record.is_claimed() && !ptr::eq(*record, own)) {
+        if record.is_stopped() {
+            // SAFETY: the record is stopped and its owner does not exist.
+            unsafe { record.cached() }.empty();
+            release(record);
+        } else {
+            record.state.store(LOST, Ordering::Relaxed);
+            TREE.set_nr_threads(NR_CLAIMED.fetch_sub(1, Ordering::Relaxed) - 1);
+        }
+    }
+}
+
+/// Tells every owner that fences are full ones from now on.
+pub(crate) fn announce_fence() {
+    for record in all() {
+        record.gate.close(Reason::FENCE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn no_drain_of_a_child_waits_for_a_record_that_is_lost() {
+        let (sender, receiver) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let stopped = thread::spawn(move || {
+            // None: another test drains.
+            let record = loop {
+                if let Some(record) = own(Root::Untracked) {
+                    break record;
+                }
+                thread::yield_now();
+            };
+            // As if it had been preempted in its slow path.
+            assert!(record.gate.try_lock());
+            sender.send(()).expect("the test waits");
+            ended.recv().expect("the test ends it");
+            record.gate.unlock();
+        });
+        receiver.recv().expect("the thread lives");
+        // SAFETY: the child drains, which allocates nothing, and ends.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "fork");
+        if pid == 0 {
+            let (_, before) = crate::drain::counts();
+            crate::drain::drain();
+            let (_, after) = crate::drain::counts();
+            // SAFETY: it ends the child at once.
+            unsafe { libc::_exit(i32::from(after != before)) };
+        }
+        let mut status = 0;
+        // SAFETY: the child is ours, and the place is valid.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert_eq!(status, 0, "the child waits for a thread that it does not have");
+        end.send(()).expect("the thread waits");
+        stopped.join().expect("no panic");
+    }
+}

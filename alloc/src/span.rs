@@ -1,0 +1,195 @@
+//! A span: a run of chunks cut into objects of one class, and who pays for each of them.
+//!
+//! ```text
+//!   span ── base ──► | object | object | object | …        memory of jemalloc
+//!        └─ tags ──► |  tag   |  tag   |  tag   | …        out of band
+//! ```
+//!
+//! # Invariants
+//!
+//! - A record serves one class for ever, so its vector fits whatever it serves next.
+//! - `tags` leads to the zeros that all spans share until the span first serves an accounted
+//!   object, then to a vector of its own, never back. The shared zeros are never written.
+//! - The tag of an object that is in the span, and not out, is 0. While it is out, its tag is
+//!   written by whoever has it.
+//! - `base` is 0 while the record serves nothing.
+
+use core::cell::UnsafeCell;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+
+use memcg_accounting::Tag;
+use memcg_accounting::table::{NONE, Record};
+
+use crate::class::{Class, MAX_OBJECTS};
+use crate::vector;
+
+/// What `tags` of a span without accounted objects leads to.
+static ZEROS: [AtomicU32; MAX_OBJECTS] = [const { AtomicU32::new(0) }; MAX_OBJECTS];
+
+/// A span's record: the first cache line is what lookups read, the rest is the central list's.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub(crate) struct Span {
+    base: AtomicUsize,
+    tags: AtomicPtr<AtomicU32>,
+    class: AtomicU32,
+    index: AtomicU32,
+    next_free: AtomicU32,
+    /// Guarded by the lock of the class's central list.
+    pub(crate) central: UnsafeCell<Listed>,
+}
+
+// SAFETY: the words are atomics; `central` is reached only with the lock that guards it.
+unsafe impl Sync for Span {}
+
+/// What the central list keeps in a span.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// Objects that came back: each begins with a pointer to the next.
+    pub(crate) free: *mut u8,
+    /// Objects from here on were never out.
+    pub(crate) fresh: usize,
+    /// Objects that are in: those of `free`, and the fresh ones.
+    pub(crate) nr_free: usize,
+    /// When the last object came back, in milliseconds.
+    pub(crate) emptied_ms: u32,
+    pub(crate) next: *const Span,
+    pub(crate) prev: *const Span,
+}
+
+impl Record for Span {
+    fn new() -> Self {
+        Self {
+            base: AtomicUsize::new(0),
+            tags: AtomicPtr::new(ptr::from_ref(&ZEROS).cast_mut().cast()),
+            class: AtomicU32::new(0),
+            index: AtomicU32::new(0),
+            next_free: AtomicU32::new(NONE),
+            central: UnsafeCell::new(Listed {
+                free: ptr::null_mut(),
+                fresh: 0,
+                nr_free: 0,
+                emptied_ms: 0,
+                next: ptr::null(),
+                prev: ptr::null(),
+            }),
+        }
+    }
+
+    fn next_free(&self) -> &AtomicU32 {
+        &self.next_free
+    }
+}
+
+impl Span {
+    /// Makes the record serve the memory at `base`. Only the central list calls it, before any
+    /// object is out.
+    pub(crate) fn begin(&self, class: Class, index: u32, base: usize) {
+        self.class.store(u32::try_from(class.index()).unwrap_or(0), Ordering::Relaxed);
+        self.index.store(index, Ordering::Relaxed);
+        // Release pairs with the Acquire in `tag_at`.
+        self.base.store(base, Ordering::Release);
+    }
+
+    /// Makes the record serve nothing, after all objects came back.
+    pub(crate) fn end(&self) {
+        self.base.store(0, Ordering::Release);
+        if self.has_vector() {
+            vector::give_pages_back(self.tags.load(Ordering::Relaxed), self.class().nr_objects());
+        }
+    }
+
+    pub(crate) fn base(&self) -> usize {
+        self.base.load(Ordering::Relaxed)
+    }
+
+    /// Which record of its class's table this is.
+    pub(crate) fn index(&self) -> u32 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn class(&self) -> Class {
+        Class::from_index(self.class.load(Ordering::Relaxed))
+    }
+
+    /// The tag of an object of this span.
+    ///
+    /// # Safety
+    ///
+    /// `object` is an object of this span, which serves `class`.
+    #[inline(always)]
+    pub(crate) unsafe fn tag_slot(&self, object: *mut u8, class: Class) -> &'static AtomicU32 {
+        let index = class.object_at(object.addr() - self.base.load(Ordering::Relaxed));
+        // Relaxed: a thread that has the object was told of every tag that it ever had, and so
+        // of the vector.
+        let tags = self.tags.load(Ordering::Relaxed);
+        // SAFETY: the shared zeros and every vector have a word for each object of the class.
+        let slot = unsafe { tags.add(index) };
+        // SAFETY: neither is ever unmapped.
+        unsafe { &*slot }
+    }
+
+    /// Whether tags may be written: the slots that are looked up from now on.
+    #[inline(always)]
+    pub(crate) fn has_vector(&self) -> bool {
+        !ptr::eq(self.tags.load(Ordering::Relaxed), ZEROS.as_ptr())
+    }
+
+    /// Whether `slot` is one of the zeros that spans share, which must not be written.
+    #[inline(always)]
+    pub(crate) fn is_shared(slot: &AtomicU32) -> bool {
+        ptr::from_ref(slot).addr().wrapping_sub(ZEROS.as_ptr().addr()) < size_of_val(&ZEROS)
+    }
+
+    /// Sees to it that tags may be written. `false`: no memory for a vector.
+    pub(crate) fn make_vector(&self) -> bool {
+        if self.has_vector() {
+            return true;
+        }
+        let tags = vector::take(self.class().nr_objects());
+        if tags.is_null() {
+            return false;
+        }
+        let zeros = ZEROS.as_ptr().cast_mut();
+        // Release: who sees the vector sees its zeros. If another thread was first, this
+        // vector is lost, once for each such race and span record.
+        let _ = self.tags.compare_exchange(zeros, tags, Ordering::AcqRel, Ordering::Acquire);
+        true
+    }
+
+    /// Who pays for the object that `address` lies in, for any address at all.
+    pub(crate) fn tag_at(&self, address: usize) -> Tag {
+        let base = self.base.load(Ordering::Acquire);
+        let class = self.class();
+        let offset = address.wrapping_sub(base);
+        if base == 0 || offset >= class.nr_objects() * class.size() {
+            return Tag::NOBODY;
+        }
+        let tags = self.tags.load(Ordering::Acquire);
+        // SAFETY: `offset` lies in an object, and both kinds of vector have a word for each
+        // object of the record's class.
+        let slot = unsafe { tags.add(class.object_at(offset)) };
+        // SAFETY: neither kind is ever unmapped.
+        let slot = unsafe { &*slot };
+        Tag::from_bits(slot.load(Ordering::Relaxed))
+    }
+
+    /// Calls `f` with the tag of each object that has one.
+    pub(crate) fn for_each_tag(&self, mut f: impl FnMut(Tag)) {
+        if self.base() == 0 || !self.has_vector() {
+            return;
+        }
+        let tags = self.tags.load(Ordering::Acquire);
+        for index in 0..self.class().nr_objects() {
+            // SAFETY: a vector has a word for each object of the class.
+            let slot = unsafe { tags.add(index) };
+            // SAFETY: it is never unmapped.
+            let slot = unsafe { &*slot };
+            let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+            if !tag.is_nobody() {
+                f(tag);
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What can be read of a group and of the allocator itself.
+
+use memcg_accounting::GroupRef;
+
+use crate::class::Class;
+use crate::group::Group;
+use crate::peak::PeakReader;
+use crate::process::{ENGINE, TREE};
+use crate::{central, drain, maps, record, vector};
+
+/// A group's figures, taken after a drain, so exact. Bytes unless named otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stat {
+    /// Charged to the group and below: `slab + large`.
+    pub usage: u64,
+    /// The part that slab-class objects take.
+    pub slab: u64,
+    /// The part that large objects take.
+    pub large: u64,
+    /// Objects that shrinkers looked at in the group itself, and in groups below that are gone.
+    pub scanned: u64,
+    /// Bytes that came back from there.
+    pub reclaimed: u64,
+    /// Groups below.
+    pub nr_descendants: u64,
+    /// Offline groups of the process whose release is queued: 0 at rest.
+    pub nr_dying: u64,
+    /// Contexts of gone groups that this one pays for.
+    pub nr_contexts: u64,
+}
+
+/// One size class of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClassStat {
+    /// Bytes of an object.
+    pub size: u64,
+    /// Objects that the group itself pays for, cached ones too.
+    pub objects: u64,
+}
+
+/// The allocator's own figures. Bytes unless named otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SelfStat {
+    /// Address space of groups, contexts, thread records, spans' records and maps, of which
+    /// only what was touched is memory. Charged to nobody.
+    pub metadata: u64,
+    /// Tag vectors.
+    pub tags: u64,
+    /// Threads that have a record.
+    pub threads: u64,
+    /// Drains so far.
+    pub drains: u64,
+    /// How often a drain gave up on a thread that was stopped in its straight-line work.
+    pub given_up: u64,
+    /// Objects that threads cache.
+    pub cached: u64,
+    /// Bytes that reclaiming threads allocated beyond their reserve of 1 MiB over a limit, since
+    /// the start: charged to nobody, for a thread that reclaims is never refused.
+    pub overshot: u64,
+    /// Threads that run shrinkers.
+    pub workers: u64,
+}
+
+impl Stat {
+    fn read(group: GroupRef) -> Self {
+        let usage = TREE.usage(group);
+        let large = TREE.large_bytes(group);
+        let (scanned, reclaimed) = ENGINE.scan_counts(group);
+        Self {
+            usage,
+            slab: usage.saturating_sub(large),
+            large,
+            scanned,
+            reclaimed,
+            nr_descendants: u64::from(TREE.nr_descendants(group)),
+            nr_dying: u64::from(TREE.nr_dying()),
+            nr_contexts: u64::from(TREE.nr_contexts(group)),
+        }
+    }
+}
+
+impl Group {
+    /// The group's figures. Exact: drains first, so it costs up to milliseconds with many
+    /// threads. `slab + large == usage`.
+    #[must_use]
+    pub fn stat(&self) -> Stat {
+        drain::everything(|| Stat::read(self.as_ref())).unwrap_or_default()
+    }
+
+    /// Objects by size class that the group itself pays for. Walks the tag vectors of all
+    /// spans: `O(spans)`, milliseconds for each GiB of small objects. Drains first.
+    #[must_use]
+    pub fn classes(&self) -> Vec<ClassStat> {
+        drain::drain();
+        let own = self.as_ref();
+        let mut last = (memcg_accounting::Tag::NOBODY, false);
+        let mut is_own = |tag| {
+            if last.0 != tag {
+                last = (tag, TREE.owner(tag) == Some(own));
+            }
+            last.1
+        };
+        let count = |class: Class| {
+            let mut objects = 0;
+            central::for_each_span(class, |span| {
+                span.for_each_tag(|tag| objects += u64::from(is_own(tag)));
+            });
+            ClassStat { size: class.size() as u64, objects }
+        };
+        Class::all().map(count).collect()
+    }
+
+    /// A reader of the peak that can be reset on its own.
+    #[must_use]
+    pub fn peak_reader(&self) -> PeakReader {
+        PeakReader::new(self.clone())
+    }
+}
+
+/// The figures of several groups, after one drain for all of them.
+#[must_use]
+pub fn snapshot(groups: &[Group]) -> Vec<Stat> {
+    let mut stats = Vec::with_capacity(groups.len());
+    drain::everything(|| stats.extend(groups.iter().map(|group| Stat::read(group.as_ref()))));
+    stats
+}
+
+/// The allocator's own figures. Stops all threads for a moment to look at what they cache.
+#[must_use]
+pub fn self_stat() -> SelfStat {
+    let (drains, given_up) = drain::counts();
+    let engine = ENGINE.stat();
+    let metadata = TREE.metadata_bytes()
+        + engine.metadata_bytes
+        + record::metadata_bytes()
+        + central::metadata_bytes()
+        + maps::leaf_bytes();
+    SelfStat {
+        metadata: metadata as u64,
+        tags: vector::bytes() as u64,
+        threads: u64::from(record::nr_claimed()),
+        drains,
+        given_up,
+        cached: drain::cached_bytes(),
+        overshot: engine.beyond_reserve,
+        workers: u64::from(engine.workers),
+    }
+}

@@ -1,0 +1,810 @@
+//! Shrinkers through the public surface: what they are asked, when, and what they can do wrong.
+
+mod support;
+
+use std::any::Any;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use memcg::{Cause, Count, Group, Registration, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
+use support::{Raw, Sets, Watchdog, alone, running, thread_names};
+
+#[global_allocator]
+static ALLOC: memcg::Memcg = memcg::Memcg::new();
+
+const MAX: u64 = 1 << 20;
+const PAGE: usize = 4096;
+/// More than there can be: every shrinker is asked for it, and the answer is an error.
+const ALL: u64 = 1 << 60;
+
+/// A group with the usual deadline, 50 ms and 200 ms in all.
+fn in_a_hurry(name: &str, max: u64) -> Group {
+    Group::root().builder(name).max(max).build().expect("a fresh name")
+}
+
+/// A group whose allocations wait for the worker for as long as a loaded machine may need to run it.
+fn limited(name: &str, max: u64) -> Group {
+    let group = in_a_hurry(name, max);
+    group.set_deadline(Duration::from_secs(30), Duration::from_secs(60));
+    group
+}
+
+/// Waits for something that a loaded machine may take its time for.
+fn wait_for(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The usual cache: objects of one group, oldest first, that can be had again.
+struct Pages {
+    group: Group,
+    pages: Mutex<Vec<Raw>>,
+    calls: AtomicU32,
+    asked: AtomicU32,
+    causes: Mutex<Vec<Cause>>,
+}
+
+impl Pages {
+    fn new(group: &Group) -> Arc<Self> {
+        memcg::unaccounted(|| {
+            Arc::new(Self {
+                group: group.clone(),
+                pages: Mutex::new(Vec::with_capacity(10_000)),
+                calls: AtomicU32::new(0),
+                asked: AtomicU32::new(0),
+                causes: Mutex::new(Vec::with_capacity(10_000)),
+            })
+        })
+    }
+
+    fn fill(&self, n: usize) -> usize {
+        let pages: Vec<Raw> =
+            (0..n).map_while(|_| memcg::no_reclaim(|| Raw::in_group(&self.group, PAGE))).collect();
+        let filled = pages.len();
+        self.pages.lock().expect("not poisoned").extend(pages);
+        filled
+    }
+
+    fn len(&self) -> usize {
+        self.pages.lock().expect("not poisoned").len()
+    }
+}
+
+impl Shrinker for Pages {
+    fn count(&self, ctl: &ShrinkControl<'_>) -> Count {
+        if *ctl.group() != self.group && !ctl.group().path().starts_with(&self.group.path()) {
+            return Count::Empty;
+        }
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.pages.try_lock().map_or(Count::Unknown, |pages| Count::Objects(pages.len()))
+    }
+
+    fn scan(&self, ctl: &mut ShrinkControl<'_>) -> Scan {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if let Ok(mut causes) = self.causes.try_lock()
+            && causes.len() < causes.capacity()
+        {
+            causes.push(ctl.cause());
+        }
+        let Ok(mut pages) = self.pages.try_lock() else { return Scan::Stop };
+        let n = ctl.nr_to_scan().min(pages.len());
+        Scan::Freed(pages.drain(..n).count())
+    }
+}
+
+/// Registers for direct calls: what it drops frees memory and does nothing else, and its locks are
+/// tried.
+fn register_direct(name: &str, pages: &Arc<Pages>) -> Registration {
+    // SAFETY: `Pages` waits for nothing: it takes its locks by try-lock, and the comparison of
+    // paths allocates, which a shrinker may; what it drops frees memory and does nothing else.
+    unsafe { ShrinkerBuilder::new(name).register_direct(pages.clone()) }
+}
+
+// ---- before an allocation fails ---------------------------------------------------------------------
+
+#[test]
+fn a_worker_evicts_before_an_allocation_fails() {
+    let _running = running();
+    let group = limited("evicts on the worker", MAX);
+    let pages = Pages::new(&group);
+    let registration = ShrinkerBuilder::new("pages").register(pages.clone());
+    let filled = pages.fill(1000);
+    assert_eq!(filled, 256);
+    for _ in 0..200 {
+        let object = Raw::in_group(&group, 10 * PAGE).expect("pages make room");
+        assert!(group.usage() <= MAX);
+        drop(object);
+        pages.fill(10);
+    }
+    let whole = Raw::in_group(&group, 1 << 20).expect("all pages go for it");
+    assert_eq!(pages.len(), 0);
+    assert_eq!((group.events().oom, group.events().forced), (0, 0));
+    drop((whole, registration));
+    memcg::drain();
+    assert_eq!(group.usage(), 0);
+}
+
+#[test]
+fn a_direct_shrinker_runs_on_the_thread_that_allocates() {
+    let _running = running();
+    let group = limited("evicts directly", MAX);
+    let pages = Pages::new(&group);
+    let registration = register_direct("direct pages", &pages);
+    for _ in 0..20 {
+        pages.fill(1000);
+        let held: Vec<Raw> = (0..100).map_while(|_| Raw::in_group(&group, PAGE)).collect();
+        assert_eq!(held.len(), 100, "pages make room for each");
+        assert!(group.usage() <= MAX);
+    }
+    let causes = std::mem::take(&mut *pages.causes.lock().expect("not poisoned"));
+    // What an allocation inside `no_reclaim` could not wait for is background work.
+    assert!(causes.contains(&Cause::Direct) && !causes.contains(&Cause::Worker), "{causes:?}");
+    assert_eq!((group.events().oom, group.events().forced), (0, 0));
+    drop(registration);
+    pages.pages.lock().expect("not poisoned").clear();
+    memcg::drain();
+    assert_eq!(group.usage(), 0);
+}
+
+#[test]
+fn an_ancestors_limit_asks_its_whole_subtree() {
+    let _running = running();
+    let top = limited("asks below", MAX);
+    let (rich, poor) = (top.create("rich").expect("fresh"), top.create("poor").expect("fresh"));
+    let pages = Pages::new(&rich);
+    let registration = ShrinkerBuilder::new("the sibling's").register(pages.clone());
+    assert_eq!(pages.fill(1000), 256);
+    let object = Raw::in_group(&poor, 300 << 10).expect("the sibling's pages make room");
+    assert!(top.usage() <= MAX);
+    drop((object, registration));
+}
+
+#[test]
+fn live_objects_are_not_evicted_while_others_cache_garbage() {
+    let _running = running();
+    let group = limited("garbage first", MAX);
+    let pages = Pages::new(&group);
+    let registration = ShrinkerBuilder::new("kept pages").register(pages.clone());
+    pages.fill(100);
+    // Garbage in this thread's magazines: of pages, up to what a thread may cache.
+    drop((0..100).map_while(|_| Raw::in_group(&group, 3000)).collect::<Vec<_>>());
+    let calls = pages.calls.load(Ordering::SeqCst);
+    let object = Raw::in_group(&group, 500 << 10).expect("garbage makes room");
+    assert_eq!(pages.calls.load(Ordering::SeqCst), calls, "nothing was evicted for it");
+    assert_eq!(pages.len(), 100);
+    drop((object, registration));
+}
+
+#[test]
+fn inside_no_reclaim_no_shrinker_runs() {
+    let _running = running();
+    let group = limited("no reclaim", MAX);
+    let pages = Pages::new(&group);
+    let direct = Pages::new(&group);
+    let registrations =
+        (ShrinkerBuilder::new("pages").register(pages.clone()), register_direct("direct", &direct));
+    // Nearly to the brim: what meets the limit wakes the worker.
+    assert_eq!((pages.fill(100), direct.fill(120)), (100, 120));
+    let start = Instant::now();
+    // It is refused, or finds what the worker, which it woke, has evicted by then.
+    let refused = memcg::no_reclaim(|| Raw::in_group(&group, 300 << 10)).is_none();
+    let causes = direct.causes.lock().expect("not poisoned").clone();
+    assert!(!causes.contains(&Cause::Direct), "no shrinker runs on this thread: {causes:?}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(group.events().oom, 0, "it is no sign that there was no memory");
+    assert!(group.events().max >= 1 || !refused);
+    // The worker was woken, and makes room for later.
+    wait_for("the worker makes room", || {
+        memcg::no_reclaim(|| Raw::in_group(&group, 60 << 10)).is_some()
+    });
+    drop(registrations);
+}
+
+// ---- deadlines ----------------------------------------------------------------------------------------
+
+/// A shrinker that does not return until it is told to.
+struct Stuck {
+    group: Group,
+    inside: AtomicU32,
+    go_on: AtomicBool,
+}
+
+impl Stuck {
+    fn new(group: &Group) -> Arc<Self> {
+        Arc::new(Self {
+            group: group.clone(),
+            inside: AtomicU32::new(0),
+            go_on: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Shrinker for Stuck {
+    fn count(&self, ctl: &ShrinkControl<'_>) -> Count {
+        if *ctl.group() == self.group { Count::Objects(1000) } else { Count::Empty }
+    }
+
+    fn scan(&self, _: &mut ShrinkControl<'_>) -> Scan {
+        self.inside.fetch_add(1, Ordering::SeqCst);
+        while !self.go_on.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        Scan::Stop
+    }
+}
+
+#[test]
+fn a_shrinker_that_never_returns_delays_an_allocation_by_the_deadline_at_most() {
+    // Alone: it measures time.
+    let _alone = alone();
+    let _watchdog = Watchdog::new("a stuck shrinker");
+    let (stuck_group, other) = (in_a_hurry("stuck", MAX), limited("not stuck", MAX));
+    let stuck = Stuck::new(&stuck_group);
+    let pages = Pages::new(&other);
+    let mut registration = Some(ShrinkerBuilder::new("stuck").register(stuck.clone()));
+    let good = ShrinkerBuilder::new("good").register(pages.clone());
+    thread::scope(|scope| {
+        let _ends = Sets(&stuck.go_on);
+        let hog = Raw::in_group(&stuck_group, 1 << 20).expect("fits");
+        // The deadline is 50 ms; the rest is what a loaded machine may need to run three threads.
+        let mut times = Vec::new();
+        for _ in 0..8 {
+            let start = Instant::now();
+            assert!(Raw::in_group(&stuck_group, 100).is_none());
+            times.push(start.elapsed());
+        }
+        assert_eq!(stuck.inside.load(Ordering::SeqCst), 1, "it is not called again meanwhile");
+        times.sort();
+        assert!(times[4] < Duration::from_millis(400), "{times:?}");
+        assert!(times[7] < Duration::from_secs(5), "{times:?}");
+        // Others are served by a second worker, now and again.
+        for _ in 0..10 {
+            pages.fill(1000);
+            assert!(Raw::in_group(&other, 500 << 10).is_some(), "another worker serves others");
+        }
+        assert_eq!(stuck.inside.load(Ordering::SeqCst), 1);
+        // Its end waits a second at most, and the call keeps the shrinker.
+        let start = Instant::now();
+        drop(registration.take());
+        assert!(start.elapsed() >= Duration::from_millis(500));
+        assert!(start.elapsed() < Duration::from_secs(20));
+        assert!(Arc::strong_count(&stuck) > 1, "the call keeps what it runs in");
+        drop(hog);
+        scope.spawn(|| ());
+    });
+    wait_for("the last call drops the shrinker", || Arc::strong_count(&stuck) == 1);
+    drop(good);
+    wait_for("workers that are not needed end", || {
+        thread_names().iter().filter(|name| *name == "memcg-worker").count() <= 1
+    });
+    memcg::drain();
+    assert_eq!(stuck_group.usage(), 0);
+    memcg::check();
+}
+
+/// Gives something, slowly.
+struct Slow(Arc<Pages>);
+
+impl Shrinker for Slow {
+    fn count(&self, ctl: &ShrinkControl<'_>) -> Count {
+        self.0.count(ctl)
+    }
+
+    fn scan(&self, ctl: &mut ShrinkControl<'_>) -> Scan {
+        thread::sleep(Duration::from_millis(20));
+        ctl.set_nr_scanned(1);
+        let page = self.0.pages.try_lock().ok().and_then(|mut pages| pages.pop());
+        page.map_or(Scan::Stop, |_| Scan::Freed(1))
+    }
+}
+
+#[test]
+fn bytes_that_arrive_renew_the_deadline_up_to_a_total() {
+    let _alone = alone();
+    let group = in_a_hurry("slow", MAX);
+    let pages = Pages::new(&group);
+    let registration = ShrinkerBuilder::new("slow").register(Arc::new(Slow(pages.clone())));
+    pages.fill(1000);
+    let start = Instant::now();
+    assert!(Raw::in_group(&group, 1 << 20).is_none(), "256 pages at 20 ms are too many");
+    let took = start.elapsed();
+    let gone = 256 - pages.len();
+    assert!(gone >= 2, "it waited for more than the first: {gone} in {took:?}");
+    // 200 ms in all, and what a loaded machine adds.
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    drop(registration);
+}
+
+// ---- shrinkers that do wrong --------------------------------------------------------------------------
+
+/// Does what it is made with, in `scan`.
+struct Rogue {
+    group: Group,
+    calls: AtomicU32,
+    act: Box<dyn Fn(&ShrinkControl<'_>) -> Scan + Send + Sync>,
+}
+
+impl Rogue {
+    fn new(
+        group: &Group,
+        act: impl Fn(&ShrinkControl<'_>) -> Scan + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { group: group.clone(), calls: AtomicU32::new(0), act: Box::new(act) })
+    }
+}
+
+impl Shrinker for Rogue {
+    fn count(&self, ctl: &ShrinkControl<'_>) -> Count {
+        if *ctl.group() == self.group { Count::Objects(10) } else { Count::Empty }
+    }
+
+    fn scan(&self, ctl: &mut ShrinkControl<'_>) -> Scan {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        (self.act)(ctl)
+    }
+}
+
+#[test]
+fn a_shrinker_that_panics_is_not_called_again_and_the_process_lives() {
+    let _running = running();
+    let group = limited("panics", MAX);
+    let rogue = Rogue::new(&group, |_| panic!("a panic in a shrinker, on purpose"));
+    let registration = ShrinkerBuilder::new("panics").register(rogue.clone());
+    let hog = Raw::in_group(&group, 1 << 20).expect("fits");
+    for _ in 0..3 {
+        assert!(Raw::in_group(&group, 100).is_none());
+    }
+    assert_eq!(rogue.calls.load(Ordering::SeqCst), 1);
+    assert!(group.force_empty().is_ok());
+    assert_eq!(rogue.calls.load(Ordering::SeqCst), 1);
+    drop((registration, hog));
+    assert_eq!(Arc::strong_count(&rogue), 1);
+}
+
+#[test]
+fn a_direct_shrinker_that_panics_does_not_unwind_out_of_an_allocation() {
+    let _running = running();
+    let group = limited("panics directly", MAX);
+    let rogue = Rogue::new(&group, |_| {
+        // A payload that panics when it is dropped, too.
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                if !thread::panicking() {
+                    std::panic::resume_unwind(Box::new("again, on purpose"));
+                }
+            }
+        }
+        let payload: Box<dyn Any + Send> = Box::new(Bomb);
+        std::panic::resume_unwind(payload)
+    });
+    // SAFETY: it waits for nothing and touches nothing but its own words; a payload is memory of
+    // its own, and what its drop does is caught.
+    let registration = unsafe { ShrinkerBuilder::new("bomb").register_direct(rogue.clone()) };
+    let hog = Raw::in_group(&group, 1 << 20).expect("fits");
+    for _ in 0..3 {
+        assert!(Raw::in_group(&group, 100).is_none());
+    }
+    assert_eq!(rogue.calls.load(Ordering::SeqCst), 1);
+    drop((registration, hog));
+}
+
+#[test]
+fn a_lie_is_not_progress() {
+    let _running = running();
+    let group = limited("lies", MAX);
+    let rogue = Rogue::new(&group, |_| Scan::Freed(usize::MAX));
+    let registration = ShrinkerBuilder::new("lies").register(rogue.clone());
+    let hog = Raw::in_group(&group, 1 << 20).expect("fits");
+    assert!(Raw::in_group(&group, 100).is_none());
+    let error = group.reclaim(PAGE as u64).expect_err("nothing was freed");
+    assert!(error.is_again(), "{error}");
+    assert_eq!(error.reclaimed(), 0);
+    assert_eq!(group.force_empty().expect("always"), 0);
+    assert!(rogue.calls.load(Ordering::SeqCst) >= 1);
+    drop((registration, hog));
+}
+
+#[test]
+fn a_shrinker_that_stops_is_left_in_peace_and_the_refusal_comes() {
+    let _running = running();
+    let group = limited("stops", MAX);
+    let rogue = Rogue::new(&group, |_| Scan::Stop);
+    let registration = ShrinkerBuilder::new("stops").register(rogue.clone());
+    let hog = Raw::in_group(&group, 1 << 20).expect("fits");
+    let start = Instant::now();
+    assert!(Raw::in_group(&group, 100).is_none());
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(group.events().oom, 1);
+    drop((registration, hog));
+}
+
+#[test]
+fn a_shrinker_is_never_refused_what_it_allocates() {
+    let _running = running();
+    let group = limited("allocates", MAX);
+    let pages = Pages::new(&group);
+    let (inner, own) = (pages.clone(), group.clone());
+    let refused = Arc::new(AtomicU32::new(0));
+    let counter = refused.clone();
+    let rogue = Rogue::new(&group, move |_| {
+        // Of the very group that is full, small and large, and beyond the reserve.
+        for size in [10, 1000, 30_000, 300_000, 3 << 20] {
+            if Raw::in_group(&own, size).is_none() {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let gone = inner.pages.try_lock().map(|mut pages| pages.pop()).ok().flatten();
+        gone.map_or(Scan::Stop, |_| Scan::Freed(1))
+    });
+    let registrations = (
+        ShrinkerBuilder::new("allocates").register(rogue.clone()),
+        // SAFETY: it waits for nothing, its lock is tried, and what it drops frees memory.
+        unsafe { ShrinkerBuilder::new("allocates directly").register_direct(rogue.clone()) },
+    );
+    assert_eq!(pages.fill(1000), 256);
+    let object = Raw::in_group(&group, 3 * PAGE).expect("pages go, one by one");
+    assert!(rogue.calls.load(Ordering::SeqCst) >= 3);
+    assert_eq!(refused.load(Ordering::SeqCst), 0, "a shrinker is never refused");
+    drop((object, registrations));
+    pages.pages.lock().expect("not poisoned").clear();
+    memcg::drain();
+    assert_eq!(group.usage(), 0, "what it was forced was paid back");
+}
+
+#[test]
+fn a_shrinker_makes_and_drops_groups() {
+    let _running = running();
+    // What it frees of its own making counts as progress: the deadline ends it.
+    let top = in_a_hurry("shrinker's groups", MAX);
+    let parent = top.create("parent").expect("fresh");
+    let victims: Mutex<Vec<Group>> = Mutex::new(Vec::new());
+    let mut objects = Vec::new();
+    for i in 0..20 {
+        let victim = parent.create(&i.to_string()).expect("fresh");
+        objects.push(Raw::in_group(&victim, 2 * PAGE).expect("fits"));
+        victims.lock().expect("not poisoned").push(victim);
+    }
+    let own = parent.clone();
+    let names = AtomicUsize::new(0);
+    let rogue = Rogue::new(&parent, move |ctl| {
+        // A group that is offline when this returns, one that goes now, and a handle of the
+        // visited group that outlives the call by nothing.
+        let name = format!("made {}", names.fetch_add(1, Ordering::SeqCst));
+        let made = own.create(&name).expect("a fresh name");
+        made.run(|| drop(vec![1_u8; 100]));
+        drop((made, ctl.group().clone()));
+        victims.lock().expect("not poisoned").pop();
+        Scan::Freed(0)
+    });
+    let registrations = (
+        ShrinkerBuilder::new("groups").register(rogue.clone()),
+        // SAFETY: it waits for nothing: nobody else takes the lock that it takes; making and
+        // dropping groups is what a shrinker may do.
+        unsafe { ShrinkerBuilder::new("groups directly").register_direct(rogue.clone()) },
+    );
+    let hog = Raw::in_group(&top, 800 << 10).expect("fits");
+    for _ in 0..8 {
+        assert!(Raw::in_group(&top, 300 << 10).is_none());
+    }
+    drop(registrations);
+    drop(rogue);
+    // At a safe point, which is now.
+    wait_for("what was deferred is done", || {
+        Group::root().run(|| ());
+        let stat = parent.stat();
+        stat.nr_dying == 0 && stat.nr_descendants == 0
+    });
+    for object in &objects {
+        assert_eq!(Group::of(object.as_ptr()), Some(parent.clone()));
+    }
+    drop((objects, hog));
+    memcg::drain();
+    assert_eq!(top.usage(), 0);
+}
+
+#[test]
+fn a_shrinker_registers_and_unregisters_from_inside_a_call() {
+    let _running = running();
+    let _watchdog = Watchdog::new("registering inside a call");
+    let group = limited("registers", MAX);
+    let pages = Pages::new(&group);
+    let others: Arc<Mutex<Vec<Registration>>> = Arc::new(Mutex::new(Vec::new()));
+    let own: Arc<OnceLock<Mutex<Option<Registration>>>> = Arc::new(OnceLock::new());
+    let (inner, kept, itself) = (pages.clone(), others.clone(), own.clone());
+    let rogue = Rogue::new(&group, move |_| {
+        let registration = ShrinkerBuilder::new("made in a call").register(inner.clone());
+        kept.lock().expect("not poisoned").push(registration);
+        drop(ShrinkerBuilder::new("made and dropped in a call").register(inner.clone()));
+        // And its own: it waits for every call but this one.
+        if let Some(own) = itself.get() {
+            drop(own.lock().expect("not poisoned").take());
+        }
+        Scan::Freed(0)
+    });
+    let registration = ShrinkerBuilder::new("registers").register(rogue.clone());
+    let _ = own.set(Mutex::new(Some(registration)));
+    assert_eq!(pages.fill(1000), 256);
+    let object = Raw::in_group(&group, 300 << 10);
+    // Whether it is the first or a later allocation that finds the new shrinker is open.
+    let object = object.or_else(|| Raw::in_group(&group, 300 << 10));
+    assert!(object.is_some(), "the one that was made in the call evicts");
+    assert_eq!(rogue.calls.load(Ordering::SeqCst), 1, "it ended itself");
+    wait_for("the call was the last to use it", || Arc::strong_count(&rogue) == 1);
+    others.lock().expect("not poisoned").clear();
+}
+
+#[test]
+fn the_end_of_a_registration_waits_for_a_call_in_flight() {
+    let _running = running();
+    let group = limited("in flight", MAX);
+    let hog = Raw::in_group(&group, 1 << 20).expect("fits");
+    for _ in 0..20 {
+        let over = Arc::new(AtomicBool::new(false));
+        let begun = Arc::new(AtomicBool::new(false));
+        let (is_over, has_begun) = (over.clone(), begun.clone());
+        let rogue = Rogue::new(&group, move |_| {
+            has_begun.store(true, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(5));
+            is_over.store(true, Ordering::SeqCst);
+            Scan::Stop
+        });
+        let registration = ShrinkerBuilder::new("in flight").register(rogue.clone());
+        let other = group.clone();
+        let asker = thread::spawn(move || other.reclaim(ALL).is_err());
+        wait_for("a call begins", || begun.load(Ordering::SeqCst));
+        drop(registration);
+        assert!(over.load(Ordering::SeqCst), "the call had ended");
+        assert_eq!(Arc::strong_count(&rogue), 1, "and nobody has the shrinker any more");
+        let calls = rogue.calls.load(Ordering::SeqCst);
+        assert!(asker.join().expect("no panic"));
+        assert_eq!(rogue.calls.load(Ordering::SeqCst), calls, "no call begins after that");
+    }
+    drop(hog);
+}
+
+// ---- who is asked ---------------------------------------------------------------------------------------
+
+/// Notes for which groups it was asked, and says what it is told to.
+struct Marked {
+    asked: Mutex<Vec<String>>,
+    says: Mutex<Count>,
+}
+
+impl Marked {
+    fn new(says: Count) -> Arc<Self> {
+        Arc::new(Self { asked: Mutex::new(Vec::new()), says: Mutex::new(says) })
+    }
+
+    /// The groups under `top` that it was asked for since the last time, each once.
+    fn take(&self, top: &Group) -> Vec<String> {
+        let mut asked = std::mem::take(&mut *self.asked.lock().expect("not poisoned"));
+        asked.retain(|path| path.starts_with(&top.path()));
+        asked.sort();
+        asked.dedup();
+        asked
+    }
+
+    fn say(&self, count: Count) {
+        *self.says.lock().expect("not poisoned") = count;
+    }
+}
+
+impl Shrinker for Marked {
+    fn count(&self, ctl: &ShrinkControl<'_>) -> Count {
+        self.asked.lock().expect("not poisoned").push(ctl.group().path());
+        *self.says.lock().expect("not poisoned")
+    }
+
+    fn scan(&self, _: &mut ShrinkControl<'_>) -> Scan {
+        Scan::Freed(0)
+    }
+}
+
+#[test]
+fn only_marked_groups_are_asked() {
+    let _running = running();
+    let top = Group::root().create("marks").expect("fresh");
+    let (a, b) = (top.create("a").expect("fresh"), top.create("b").expect("fresh"));
+    let below = b.create("below").expect("fresh");
+    let _held: Vec<Raw> =
+        [&a, &b, &below].into_iter().filter_map(|group| Raw::in_group(group, PAGE)).collect();
+    let marked = Marked::new(Count::Empty);
+    let registration = ShrinkerBuilder::new("marked").register(marked.clone());
+    let all = ["/marks", "/marks/a", "/marks/b", "/marks/b/below"];
+
+    // It starts marked everywhere: groups are asked until it says that they are empty.
+    assert!(top.reclaim(ALL).is_err());
+    assert_eq!(marked.take(&top), all);
+    assert!(top.reclaim(ALL).is_err());
+    assert!(marked.take(&top).is_empty(), "`Empty` takes the mark away");
+
+    registration.mark(&b);
+    assert!(a.reclaim(ALL).is_err());
+    assert!(marked.take(&top).is_empty(), "another subtree");
+    marked.say(Count::Unknown);
+    assert!(top.reclaim(ALL).is_err());
+    assert_eq!(marked.take(&top), ["/marks/b"]);
+    assert!(top.reclaim(ALL).is_err());
+    assert_eq!(marked.take(&top), ["/marks/b"], "`Unknown` leaves the mark");
+    marked.say(Count::Objects(0));
+    assert!(top.reclaim(ALL).is_err());
+    assert_eq!(marked.take(&top), ["/marks/b"], "and so does 0");
+    marked.say(Count::Empty);
+    assert!(top.reclaim(ALL).is_err());
+    assert_eq!(marked.take(&top), ["/marks/b"]);
+    assert!(top.reclaim(ALL).is_err());
+    assert!(marked.take(&top).is_empty());
+
+    // A new group is marked; a mark of one that goes is its parent's.
+    let fresh = a.create("fresh").expect("fresh");
+    assert!(top.reclaim(ALL).is_err());
+    assert_eq!(marked.take(&top), ["/marks/a/fresh"]);
+    registration.mark(&fresh);
+    drop(fresh);
+    assert!(top.reclaim(ALL).is_err());
+    assert_eq!(marked.take(&top), ["/marks/a"]);
+    drop(registration);
+}
+
+#[test]
+fn a_shrinker_that_knows_no_groups_is_asked_by_the_root_alone() {
+    let _running = running();
+    let group = limited("unaware", MAX);
+    let marked = Marked::new(Count::Objects(10));
+    let registration = ShrinkerBuilder::new("unaware").group_aware(false).register(marked.clone());
+    let hog = Raw::in_group(&group, 1 << 20).expect("fits");
+    assert!(Raw::in_group(&group, 100).is_none());
+    assert!(group.reclaim(ALL).is_err());
+    let _ = group.force_empty();
+    let calls = std::mem::take(&mut *marked.asked.lock().expect("not poisoned"));
+    assert!(calls.iter().all(|path| path == "/"), "{calls:?}");
+    assert!(Group::root().reclaim(ALL).is_err());
+    let calls = std::mem::take(&mut *marked.asked.lock().expect("not poisoned"));
+    assert!(!calls.is_empty() && calls.iter().all(|path| path == "/"), "{calls:?}");
+    drop((registration, hog));
+}
+
+// ---- giving back ------------------------------------------------------------------------------------------
+
+#[test]
+fn reclaim_says_what_it_got() {
+    let _running = running();
+    let group = Group::root().create("reclaim").expect("fresh");
+    let pages = Pages::new(&group);
+    let registration = ShrinkerBuilder::new("reclaim").register(pages.clone());
+    pages.fill(256);
+    memcg::drain();
+    let before = group.usage();
+    assert_eq!(before, 256 * PAGE as u64);
+
+    let got = group.reclaim(100 * PAGE as u64).expect("there are 256 pages");
+    memcg::drain();
+    assert!(got >= 100 * PAGE as u64);
+    assert_eq!(before - group.usage(), got, "it says what it got");
+    assert!(pages.causes.lock().expect("not poisoned").iter().all(|&c| c == Cause::Proactive));
+    assert_eq!(group.events().max, 0, "it is no pressure");
+
+    let left = pages.len() as u64 * PAGE as u64;
+    let error = group.reclaim(left + 1).expect_err("there is no more");
+    assert!(error.is_again() && !error.is_busy(), "{error}");
+    assert_eq!((error.reclaimed(), error.requested()), (left, left + 1));
+    assert!(error.to_string().contains("/reclaim"), "{error}");
+    assert_eq!(group.usage(), 0);
+    assert_eq!(group.reclaim(0).expect("nothing is easy"), 0);
+    drop(registration);
+}
+
+#[test]
+fn shrink_to_and_set_max_stop_at_what_is_pinned() {
+    let _running = running();
+    let group = Group::root().create("shrink to").expect("fresh");
+    let pages = Pages::new(&group);
+    let registration = ShrinkerBuilder::new("shrink to").register(pages.clone());
+    let pinned = Raw::in_group(&group, 100 << 10).expect("no limit");
+    memcg::drain();
+    let pinned_bytes = group.usage();
+    pages.fill(256);
+
+    group.shrink_to(600 << 10).expect("pages go");
+    assert!(group.usage() <= 600 << 10);
+    assert!(pages.len() > 0, "no more than was asked for, or not much");
+    let error = group.shrink_to(50 << 10).expect_err("the rest is in use");
+    assert!(error.is_busy() && !error.is_again(), "{error}");
+    assert_eq!(error.usage(), pinned_bytes);
+    assert_eq!(pages.len(), 0);
+
+    pages.fill(256);
+    let error = group.set_max(10 << 10).expect_err("in use");
+    assert!(error.is_busy());
+    assert_eq!((error.usage(), error.max()), (pinned_bytes, 10 << 10));
+    assert_eq!(group.max().bytes(), Some(10 << 10), "the limit stands");
+    assert_eq!(group.usage(), pinned_bytes);
+    group.set_max(1 << 20).expect("above usage");
+    pages.fill(1000);
+    group.set_max(200 << 10).expect("pages go");
+    assert!(group.usage() <= 200 << 10);
+
+    let got = group.force_empty().expect("always");
+    assert!(got > 0);
+    assert_eq!(group.usage(), pinned_bytes, "what is left is pinned");
+    assert_eq!(group.force_empty().expect("always"), 0);
+    drop((registration, pinned));
+    memcg::drain();
+    assert_eq!(group.usage(), 0);
+}
+
+#[test]
+fn groups_may_be_dropped_while_they_are_reclaimed() {
+    let _running = running();
+    let _watchdog = Watchdog::new("drops during reclaim");
+    let top = limited("dropped meanwhile", 8 << 20);
+    let pages = Pages::new(&top);
+    let registration = ShrinkerBuilder::new("dropped meanwhile").register(pages.clone());
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _ends = Sets(&stop);
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    let _ = top.reclaim(64 << 10);
+                }
+            });
+        }
+        for i in 0..3000 {
+            let child = top.create(&i.to_string()).expect("fresh");
+            let object = Raw::in_group(&child, PAGE).expect("pages make room");
+            let asked = (i % 3 == 0).then(|| child.clone());
+            if let Some(asked) = asked {
+                scope.spawn(move || drop(asked.force_empty()));
+            }
+            drop(child);
+            let owner = Group::of(object.as_ptr()).expect("it is charged");
+            assert!(owner == top || owner.parent() == Some(top.clone()));
+            pages.pages.lock().expect("not poisoned").push(object);
+        }
+    });
+    drop(registration);
+    pages.pages.lock().expect("not poisoned").clear();
+    wait_for("handles of the walkers go", || top.stat().nr_descendants == 0);
+    let stat = top.stat();
+    assert_eq!((stat.usage, stat.nr_contexts, stat.nr_dying), (0, 0, 0), "{stat:?}");
+}
+
+#[test]
+fn reclaim_inside_a_shrinker_and_inside_no_reclaim_does_nothing_and_does_not_hang() {
+    let _running = running();
+    let _watchdog = Watchdog::new("reclaim inside a shrinker");
+    let group = limited("inside", MAX);
+    let pages = Pages::new(&group);
+    let own = group.clone();
+    let reclaimed = Arc::new(AtomicU32::new(0));
+    let counter = reclaimed.clone();
+    let rogue = Rogue::new(&group, move |_| {
+        if own.reclaim(PAGE as u64).is_ok() {
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
+        let _ = own.force_empty();
+        let _ = own.stat();
+        memcg::drain();
+        Scan::Stop
+    });
+    let registration = ShrinkerBuilder::new("inside").register(rogue.clone());
+    let hog = Raw::in_group(&group, 1 << 20).expect("fits");
+    assert!(Raw::in_group(&group, 100).is_none());
+    assert!(group.reclaim(ALL).is_err());
+    assert!(rogue.calls.load(Ordering::SeqCst) >= 1);
+    assert_eq!(reclaimed.load(Ordering::SeqCst), 0);
+    drop((registration, hog));
+    pages.fill(10);
+    let registration = ShrinkerBuilder::new("not inside").register(pages.clone());
+    memcg::drain();
+    assert!(memcg::no_reclaim(|| group.reclaim(ALL)).is_err());
+    assert_eq!(pages.calls.load(Ordering::SeqCst), 0);
+    drop(registration);
+}

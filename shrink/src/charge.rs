@@ -1,0 +1,395 @@
+//! The charge loop: what stands between a charge that meets a limit and its refusal.
+//!
+//! ```text
+//!   charge ─fits─► done
+//!     │ over a limit: event `max`
+//!     ├─ reclaiming already: forced, within a reserve
+//!     ├─ tidy drain, if the last one paid or is long ago      ─► retry
+//!     ├─ rounds, while bytes come back, else 16 at most:
+//!     │    gentle passes: this thread's shrinkers, the worker's ─► retry
+//!     │    the one cut, once                                  ─► retry, with all threads stopped
+//!     │    the last quarter of each cache                     ─► retry
+//!     │  until others have put down what they were evicting
+//!     ├─ the one cut                                          ─► retry, with all threads stopped
+//!     │  and again, if others were evicting meanwhile
+//!     ├─ what the policy allows over the limit
+//!     └─ refused: event `oom`
+//! ```
+//!
+//! # Invariants
+//!
+//! - It allocates nothing, nothing unwinds out of it, and every wait has a bound: the deadline
+//!   of the group that pays bounds all rounds together.
+//! - A refusal comes after a cut in which the charge did not fit although no other thread's
+//!   unfinished request held credit in the subtree.
+//!
+//! Source: `try_charge_memcg` in `mm/memcontrol.c`; the drain comes before reclaim here.
+
+use memcg_accounting::{
+    Charged, EventKind, GroupRef, OnLimit, OverLimit, Payer, Tag, Want, now_ms,
+};
+
+use crate::Engine;
+use crate::host::Caller;
+use crate::pass::{FRUITLESS_ROUNDS, pause};
+use crate::patience::{Deadline, Patience};
+use crate::raw::Cause;
+use crate::reclaimer::Reclaimer;
+use crate::scan::{FIRST_PRIORITY, GENTLE_PRIORITY};
+use crate::session::{Phase, Session};
+use crate::sync::{Ordering, thread_id};
+
+/// The most that reclaim asks for beyond a request, so that a tenant at its limit pays once in
+/// many allocations.
+const MOST_AHEAD: u64 = 64 << 10;
+/// How far over a limit a thread that reclaims can bring a group: what it allocates beyond is
+/// charged to nobody, for it is never refused.
+pub const RECLAIM_RESERVE: u64 = 1 << 20;
+/// How far over a limit a thread that panics can bring a group: a backtrace takes megabytes. What
+/// it allocates beyond is charged to nobody.
+pub const PANIC_ALLOWANCE: u64 = 16 << 20;
+
+/// Bytes that a request of `need` against a limit of `max` asks for.
+fn batch(need: u64, max: u64) -> u64 {
+    need.max(MOST_AHEAD.min(max / 16))
+}
+
+/// A charge that has met a limit.
+struct Attempt<'e> {
+    engine: &'e Engine,
+    payer: Payer,
+    need: u64,
+    ahead: u64,
+    /// The last refusal.
+    over: OverLimit,
+    session: Option<Session<'e>>,
+    charged: Option<Charged>,
+}
+
+impl Attempt<'_> {
+    /// Tries again; `true`: it is charged.
+    fn retry(&mut self) -> bool {
+        let engine = self.engine;
+        let answer = engine.take(|| match &mut self.session {
+            Some(session) => session.settle(self.ahead),
+            None => {
+                let want = Want { need: self.need, ahead: self.ahead, over: 0 };
+                engine.tree.charge(self.payer, want)
+            }
+        });
+        match answer {
+            Ok(charged) => self.charged = Some(charged),
+            Err(over) => self.over = over,
+        }
+        self.charged.is_some()
+    }
+
+    /// The one cut. What other requests hold as credit does not decide this one.
+    fn cut(&mut self) -> bool {
+        let host = self.engine.host();
+        host.cut(self.over.group, &mut || {
+            if self.charged.is_none() {
+                let own = self.session.as_ref().map(|session| session.request);
+                self.engine.surrender_credits(self.over.group, own);
+                self.retry();
+            }
+            self.charged.is_some()
+        })
+    }
+
+    /// Rounds and the cut. What could be evicted at the moment of the cut may be in the hands of
+    /// others, who free it right after: so while there were such, it is tried again.
+    fn try_everything(&mut self, deadline: Deadline) {
+        let mut patience = Patience::new(deadline, now_ms());
+        let mut has_cut = false;
+        for _ in 0..TRIES {
+            if self.rounds(&mut patience, &mut has_cut) || self.cut() {
+                return;
+            }
+            let freed = self.session.as_ref().map_or(0, |session| session.request.freed());
+            if !self.await_others(&mut patience) || patience.is_over(now_ms(), freed) {
+                break;
+            }
+        }
+        self.retry();
+    }
+
+    /// Waits until the calls that other threads are in are over: what they took out of a cache
+    /// is charged until they have freed it, and cannot be found any more. `false`: none was.
+    fn await_others(&self, patience: &mut Patience) -> bool {
+        let reclaimers = &self.engine.reclaimers;
+        let mut calls = [(0, 0); OTHERS];
+        let mut nr = 0;
+        let this = thread_id();
+        for (index, other) in reclaimers.iter().filter(|(_, other)| other.thread() != this) {
+            let young = other.call(now_ms()).is_some_and(|(_, age)| age < OTHERS_MS);
+            if let Some(number) = other.call_number().filter(|_| young)
+                && self.engine.tree.is_in_subtree(self.over.group, other.visited())
+                && let Some(call) = calls.get_mut(nr)
+            {
+                *call = (index, number);
+                nr += 1;
+            }
+        }
+        let freed = self.session.as_ref().map_or(0, |session| session.request.freed());
+        let longest = patience.left(now_ms(), freed).min(OTHERS_MS);
+        let (start, mut looks) = (now_ms(), 0);
+        for &(index, number) in &calls[..nr] {
+            let is_in = || reclaimers.get(index).and_then(Reclaimer::call_number) == Some(number);
+            while is_in() && now_ms().wrapping_sub(start) < longest {
+                looks += 1;
+                pause(looks / LOOKS);
+            }
+        }
+        nr != 0
+    }
+
+    /// Rounds of reclaim until the charge fits, nothing comes back, or the time is over.
+    fn rounds(&mut self, patience: &mut Patience, has_cut: &mut bool) -> bool {
+        let engine = self.engine;
+        let mut fruitless = 0;
+        while fruitless < FRUITLESS_ROUNDS {
+            let Some(session) = &mut self.session else { return false };
+            let request = session.request;
+            let target = self.over.group;
+            engine.end_deferred();
+            engine.tree.aim_request(request, target);
+            let before = request.freed();
+            let mut phase = Phase {
+                target,
+                goal: before.saturating_add(batch(self.need, self.over.max)),
+                causes: (Cause::Direct, Cause::Worker),
+                priorities: (FIRST_PRIORITY, GENTLE_PRIORITY),
+                all_here: false,
+            };
+            let mut answer = session.ask(&phase, patience);
+            if self.retry() {
+                return true;
+            }
+            let has_more = answer.candidates || answer.busy;
+            if has_more && request.freed() < phase.goal {
+                if !*has_cut && self.cut() {
+                    return true;
+                }
+                *has_cut = true;
+                phase.priorities = (GENTLE_PRIORITY - 1, 0);
+                if let Some(session) = &mut self.session {
+                    answer = answer.or(session.ask(&phase, patience));
+                }
+                if self.retry() {
+                    return true;
+                }
+            }
+            let freed = request.freed();
+            if patience.is_over(now_ms(), freed) {
+                return false;
+            }
+            let had_others = freed == before && self.await_others(patience);
+            if had_others && self.retry() {
+                return true;
+            }
+            if !has_more && !had_others {
+                return false;
+            }
+            fruitless = if freed > before { 0 } else { fruitless + 1 };
+            if fruitless != 0 && answer.busy {
+                pause(fruitless);
+            }
+        }
+        false
+    }
+}
+
+/// After a cut that did not help, all is tried again at most so often, if others were evicting.
+const TRIES: u32 = 3;
+/// How many calls of other threads in the subtree a charge waits for, and for how long. A call
+/// that is older is none that is about to end.
+const OTHERS: usize = 32;
+const OTHERS_MS: u32 = 50;
+/// Looks at such a call before pauses get longer: most end within microseconds.
+const LOOKS: u32 = 16;
+
+impl Engine {
+    /// Charges `need` bytes to `payer`, and up to `ahead` more where there is room; reclaims and
+    /// drains before it refuses.
+    ///
+    /// Allocates nothing, never unwinds, waits no longer than the deadline of the payer's group.
+    /// What it charged is [in hand](crate::Host::take_in_hand) until the caller puts it down.
+    ///
+    /// # Errors
+    ///
+    /// [`OverLimit`] names the group that refused. Nothing is charged then.
+    #[inline]
+    pub fn charge(&self, payer: Payer, need: u64, ahead: u64) -> Result<Charged, OverLimit> {
+        match self.take(|| self.tree.charge(payer, Want { need, ahead, over: 0 })) {
+            Ok(charged) => {
+                self.after_charge(&charged);
+                Ok(charged)
+            }
+            Err(over) => self.charge_at_limit(payer, need, ahead, over),
+        }
+    }
+
+    /// Makes a charge; what it comes to is in hand.
+    #[inline]
+    fn take(
+        &self,
+        charge: impl FnOnce() -> Result<Charged, OverLimit>,
+    ) -> Result<Charged, OverLimit> {
+        let host = self.host();
+        host.take_in_hand();
+        let answer = charge();
+        if answer.is_err() {
+            host.put_down();
+        }
+        answer
+    }
+
+    /// What a charge that was made sets off: background reclaim, where a group is over its
+    /// `high`. For those who charge the tree itself.
+    #[inline]
+    pub fn after_charge(&self, charged: &Charged) {
+        if let Some(group) = charged.over_high {
+            self.kick_high(group);
+        }
+    }
+
+    #[cold]
+    fn charge_at_limit(
+        &self,
+        payer: Payer,
+        need: u64,
+        ahead: u64,
+        over: OverLimit,
+    ) -> Result<Charged, OverLimit> {
+        let caller = self.caller();
+        if caller.reclaiming {
+            return Ok(self.charge_in_reclaim(payer, need));
+        }
+        self.tree.count(over.group, EventKind::Max);
+        // No user code runs on a thread that unwinds: a shrinker's own panic could end the process.
+        // Nor is it refused: std holds a lock while it prints a backtrace, and takes it again when
+        // an allocation fails.
+        if caller.panicking {
+            return Ok(self.charge_reserved(payer, need, PANIC_ALLOWANCE));
+        }
+        let allowance = self.allowance(payer, &caller);
+        let mut attempt =
+            Attempt { engine: self, payer, need, ahead, over, session: None, charged: None };
+        if allowance == 0 || !self.is_hopeless(over.group) {
+            self.make_room(&mut attempt, &caller);
+        }
+        // The request closes here, and gives back what it had.
+        attempt.session = None;
+        if let Some(charged) = attempt.charged {
+            self.after_charge(&charged);
+            return Ok(charged);
+        }
+        if let Some(charged) = self.charge_over(payer, need, allowance) {
+            self.note_hopeless(attempt.over.group);
+            return Ok(charged);
+        }
+        // A refusal where reclaim was not allowed is no sign that there was no memory.
+        if !caller.no_reclaim {
+            self.tree.refuse(attempt.over.group);
+        }
+        Err(attempt.over)
+    }
+
+    /// Everything that may let the charge fit.
+    fn make_room<'e>(&'e self, attempt: &mut Attempt<'e>, caller: &Caller) {
+        let target = attempt.over.group;
+        self.tidy(target);
+        // Also where it got nothing: another drain may have taken, or be taking, what there was.
+        if attempt.retry() {
+            return;
+        }
+        // What is larger than the limit fits by no reclaim: nothing is evicted for it.
+        if attempt.need <= attempt.over.max {
+            match caller.request {
+                Some(request) if !caller.no_reclaim && !caller.panicking => {
+                    let over = attempt.over.group;
+                    attempt.session =
+                        Session::for_charge(self, request, attempt.payer, over, attempt.need);
+                    attempt.try_everything(self.deadline_of(attempt.payer));
+                    return;
+                }
+                _ => {
+                    self.enqueue(target, batch(attempt.need, attempt.over.max));
+                }
+            }
+        }
+        attempt.cut();
+    }
+
+    /// How long an allocation that `payer` pays for waits.
+    fn deadline_of(&self, payer: Payer) -> Deadline {
+        self.tree.owner(payer.tag).map_or_else(Deadline::default, |group| self.deadline(group))
+    }
+
+    /// A drain of what threads cache of `group`, if one is due; answers the bytes it gave back.
+    pub(crate) fn tidy(&self, group: GroupRef) -> u64 {
+        let record = self.groups.record(self.tree, group);
+        let now = now_ms();
+        if record.is_some_and(|record| !record.is_tidy_due(now)) {
+            return 0;
+        }
+        if let Some(record) = record {
+            // Others find one under way, and do not repeat it.
+            record.tidied(now, 0);
+        }
+        let bytes = self.host().drain(group);
+        if let Some(record) = record {
+            record.tidied(now_ms(), bytes);
+        }
+        bytes
+    }
+
+    // ---- over the limit -----------------------------------------------------------------
+
+    /// How far over a limit the charge may go in the end.
+    fn allowance(&self, payer: Payer, caller: &Caller) -> u64 {
+        let policy = if caller.fallible { OnLimit::Fail } else { self.tree.policy_of(payer) };
+        policy.allowance()
+    }
+
+    /// Charges up to `over` bytes over the limits, and counts it.
+    fn charge_over(&self, payer: Payer, need: u64, over: u64) -> Option<Charged> {
+        if over == 0 {
+            return None;
+        }
+        let charged = self.take(|| self.tree.charge(payer, Want { need, ahead: 0, over })).ok()?;
+        if charged.forced
+            && let Some(owner) = self.tree.owner(payer.tag)
+            && let Some(level) = self.tree.over_max(owner)
+        {
+            self.tree.count(level.group, EventKind::Forced);
+        }
+        Some(charged)
+    }
+
+    /// A thread that reclaims is never refused, and never reclaims again.
+    fn charge_in_reclaim(&self, payer: Payer, need: u64) -> Charged {
+        self.charge_reserved(payer, need, RECLAIM_RESERVE)
+    }
+
+    /// Charges up to `reserve` bytes over the limits, and what is beyond that to nobody.
+    fn charge_reserved(&self, payer: Payer, need: u64, reserve: u64) -> Charged {
+        self.charge_over(payer, need, reserve).unwrap_or_else(|| {
+            self.counters.beyond_reserve.fetch_add(need, Ordering::Relaxed);
+            Charged { tag: Tag::NOBODY, bytes: need, over_high: None, forced: false }
+        })
+    }
+
+    /// Whether nothing could be got out of `group` a moment ago. It only spares those who are
+    /// let over the limit anyway; a refusal is never decided by it.
+    fn is_hopeless(&self, group: GroupRef) -> bool {
+        self.groups.find(group).is_some_and(|record| record.is_hopeless(now_ms()))
+    }
+
+    fn note_hopeless(&self, group: GroupRef) {
+        if let Some(record) = self.groups.record(self.tree, group) {
+            record.note_hopeless(now_ms());
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! What this layer knows of each group: marks, how long to wait, when it was last drained.
+//!
+//! One record per slot of the tree's table of groups, made when something is first noted. The
+//! next user of a slot finds a fresh record: offline leaves it so.
+
+use memcg_accounting::table::{NONE, Record, Table};
+use memcg_accounting::{GroupRef, Tree};
+
+use crate::marks::{Bits, Marks};
+use crate::patience::Deadline;
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Lock, Ordering, lock};
+
+/// A tidy drain of a group is worth trying again after this long, even if the last found nothing.
+const TIDY_MS: u32 = 10;
+/// What got nothing is not tried again for this long where nobody depends on it.
+const HOPELESS_MS: u32 = 10;
+
+/// Whether a time that was set at most [`HOPELESS_MS`] ahead is still to come. The clock wraps:
+/// one of long ago may seem to lie ahead, but then it lies further ahead than that.
+fn is_ahead(until: u32, now_ms: u32) -> bool {
+    until != 0 && (1..=HOPELESS_MS).contains(&until.wrapping_sub(now_ms))
+}
+
+/// One group's record.
+#[derive(Debug)]
+pub(crate) struct GroupRecord {
+    pub(crate) marks: Marks,
+    /// Where the group stands in the queue of background work.
+    pub(crate) background: Background,
+    deadline: AtomicU64,
+    tidied_at: AtomicU32,
+    tidy_paid: AtomicBool,
+    hopeless_until: AtomicU32,
+    fruitless_turns: AtomicU32,
+    scanned: AtomicU64,
+    reclaimed: AtomicU64,
+    next_free: AtomicU32,
+}
+
+/// A group's place in the background queue: guarded by the queue's lock, but for `queued` and
+/// `not_before`, which are looked at without it.
+#[derive(Debug)]
+pub(crate) struct Background {
+    pub(crate) queued: AtomicBool,
+    /// No kick is worth it before this time, if it is not 0.
+    pub(crate) not_before: AtomicU32,
+    /// Bytes that somebody wanted beyond coming down to `high`.
+    pub(crate) bytes: AtomicU64,
+    /// The group, as it was when it was queued.
+    pub(crate) group: AtomicU64,
+    pub(crate) next: AtomicU32,
+}
+
+impl Record for GroupRecord {
+    fn new() -> Self {
+        Self {
+            marks: Marks::new(),
+            background: Background {
+                queued: AtomicBool::new(false),
+                not_before: AtomicU32::new(0),
+                bytes: AtomicU64::new(0),
+                group: AtomicU64::new(0),
+                next: AtomicU32::new(NONE),
+            },
+            deadline: AtomicU64::new(0),
+            tidied_at: AtomicU32::new(0),
+            tidy_paid: AtomicBool::new(true),
+            hopeless_until: AtomicU32::new(0),
+            fruitless_turns: AtomicU32::new(0),
+            scanned: AtomicU64::new(0),
+            reclaimed: AtomicU64::new(0),
+            next_free: AtomicU32::new(NONE),
+        }
+    }
+
+    fn next_free(&self) -> &AtomicU32 {
+        &self.next_free
+    }
+}
+
+// Relaxed throughout: each word is a fact of its own, and a stale one costs a drain or a look.
+impl GroupRecord {
+    /// Whether a tidy drain is due: the last one paid, or is long ago.
+    pub(crate) fn is_tidy_due(&self, now_ms: u32) -> bool {
+        self.tidy_paid.load(Ordering::Relaxed)
+            || now_ms.wrapping_sub(self.tidied_at.load(Ordering::Relaxed)) >= TIDY_MS
+    }
+
+    pub(crate) fn tidied(&self, now_ms: u32, bytes: u64) {
+        self.tidied_at.store(now_ms, Ordering::Relaxed);
+        self.tidy_paid.store(bytes != 0, Ordering::Relaxed);
+    }
+
+    /// Whether all that can be done got nothing, a moment ago.
+    pub(crate) fn is_hopeless(&self, now_ms: u32) -> bool {
+        is_ahead(self.hopeless_until.load(Ordering::Relaxed), now_ms)
+    }
+
+    pub(crate) fn note_hopeless(&self, now_ms: u32) {
+        self.hopeless_until.store(now_ms.wrapping_add(HOPELESS_MS).max(1), Ordering::Relaxed);
+    }
+
+    /// Whether background work got nothing, a moment ago.
+    pub(crate) fn is_kick_too_soon(&self, now_ms: u32) -> bool {
+        is_ahead(self.background.not_before.load(Ordering::Relaxed), now_ms)
+    }
+
+    /// Notes what a turn of background work got; answers how many in a row got nothing.
+    pub(crate) fn worked(&self, now_ms: u32, freed: u64) -> u32 {
+        let before = self.fruitless_turns.load(Ordering::Relaxed);
+        let tries = if freed == 0 { before.wrapping_add(1) } else { 0 };
+        self.fruitless_turns.store(tries, Ordering::Relaxed);
+        let until = if freed == 0 { now_ms.wrapping_add(HOPELESS_MS).max(1) } else { 0 };
+        self.background.not_before.store(until, Ordering::Relaxed);
+        tries
+    }
+
+    pub(crate) fn count_scanned(&self, objects: u64) {
+        self.scanned.fetch_add(objects, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_reclaimed(&self, bytes: u64) {
+        self.reclaimed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Objects looked at and bytes got back, ever.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.scanned.load(Ordering::Relaxed), self.reclaimed.load(Ordering::Relaxed))
+    }
+
+    /// Makes the record that of a fresh group, but for its marks and its place in the queue;
+    /// answers the counts.
+    fn reset(&self) -> (u64, u64) {
+        self.deadline.store(0, Ordering::Relaxed);
+        self.tidied_at.store(0, Ordering::Relaxed);
+        self.tidy_paid.store(true, Ordering::Relaxed);
+        self.background.not_before.store(0, Ordering::Relaxed);
+        self.hopeless_until.store(0, Ordering::Relaxed);
+        self.fruitless_turns.store(0, Ordering::Relaxed);
+        (self.scanned.swap(0, Ordering::Relaxed), self.reclaimed.swap(0, Ordering::Relaxed))
+    }
+}
+
+/// The records of all groups.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    records: Table<GroupRecord>,
+    growing: Lock<()>,
+    /// A mark found no memory for its record: from then on every group counts as marked.
+    unrecorded: AtomicBool,
+}
+
+impl Groups {
+    memcg_accounting::const_new! {
+        pub(crate) fn new() -> Self {
+            Self {
+                records: Table::new(),
+                growing: Lock::new(()),
+                unrecorded: AtomicBool::new(false),
+            }
+        }
+    }
+
+    /// The record of `group`, if anything was noted yet.
+    pub(crate) fn find(&self, group: GroupRef) -> Option<&GroupRecord> {
+        self.at(group.index())
+    }
+
+    /// The record of a slot.
+    pub(crate) fn at(&self, slot: u32) -> Option<&GroupRecord> {
+        self.records.get(slot)
+    }
+
+    /// The record of `group`, made if need be; `None`: no memory.
+    pub(crate) fn record(&self, tree: &Tree, group: GroupRef) -> Option<&GroupRecord> {
+        if let Some(record) = self.find(group) {
+            return Some(record);
+        }
+        let _growing = lock(&self.growing);
+        // Records are never given back, so they are taken in the order of their numbers.
+        while self.records.len() <= group.index() {
+            self.records.take(tree.source())?;
+        }
+        self.find(group)
+    }
+
+    /// The marked bits of `group` among `in_use`.
+    pub(crate) fn marks(&self, group: GroupRef, in_use: Bits) -> Bits {
+        if self.unrecorded.load(Ordering::Relaxed) {
+            return in_use;
+        }
+        self.find(group).map_or_else(|| Marks::fresh(in_use), |record| record.marks.read(in_use))
+    }
+
+    /// Marks could not be noted: all groups are to be asked from now on.
+    pub(crate) fn mark_everything(&self) {
+        self.unrecorded.store(true, Ordering::SeqCst);
+    }
+
+    /// Marks `bit` in each group that has a record, for a shrinker that starts marked.
+    pub(crate) fn mark_in_all(&self, bit: crate::marks::Bit) {
+        for slot in 0..self.records.len() {
+            if let Some(record) = self.records.get(slot) {
+                record.marks.mark(bit);
+            }
+        }
+    }
+
+    /// Takes the marks of a dying group, and adds its counts to its parent's.
+    pub(crate) fn retire(
+        &self,
+        tree: &Tree,
+        group: GroupRef,
+        parent: GroupRef,
+        in_use: Bits,
+    ) -> Bits {
+        let Some(record) = self.find(group) else { return Marks::fresh(in_use) };
+        let (scanned, reclaimed) = record.reset();
+        if let Some(above) = self.record(tree, parent) {
+            above.count_scanned(scanned);
+            above.count_reclaimed(reclaimed);
+        }
+        record.marks.take(in_use)
+    }
+
+    /// Marks each of `bits` in `group`.
+    pub(crate) fn add_marks(&self, tree: &Tree, group: GroupRef, bits: Bits) {
+        if bits.is_empty() {
+            return;
+        }
+        match self.record(tree, group) {
+            Some(record) => record.marks.add(bits),
+            None => self.mark_everything(),
+        }
+    }
+
+    // ---- deadlines ----------------------------------------------------------------------
+
+    /// How long an allocation of `group` waits.
+    pub(crate) fn deadline(&self, group: GroupRef) -> Deadline {
+        let word = self.find(group).map_or(0, |record| record.deadline.load(Ordering::Relaxed));
+        Deadline::from_bits(word)
+    }
+
+    pub(crate) fn set_deadline(&self, tree: &Tree, group: GroupRef, deadline: Deadline) -> bool {
+        let record = self.record(tree, group);
+        if let Some(record) = record {
+            record.deadline.store(deadline.to_bits(), Ordering::Relaxed);
+        }
+        record.is_some()
+    }
+
+    pub(crate) fn mapped_bytes(&self) -> usize {
+        self.records.mapped_bytes()
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn growing(&self) -> &Lock<()> {
+        &self.growing
+    }
+}

@@ -1,0 +1,142 @@
+//! The end of a group, in order.
+//!
+//! 1. Its lists move to the parent, and the parent is marked for each that had objects. A late
+//!    adder finds the group gone and adds to the parent's.
+//! 2. Its marks are taken and set in the parent.
+//! 3. The tree forwards the context, folds the counters, and releases the record.
+//! 4. The marks are set in the parent once more: whoever asked the parent between 2 and 3 did
+//!    not find the objects there yet, and may have taken the marks away.
+//!
+//! Nothing is walked but the lists that the group has: the cost does not depend on objects.
+//!
+//! Source: `mem_cgroup_css_offline` in `mm/memcontrol.c`.
+
+use memcg_accounting::{Dying, GroupRef};
+
+use crate::Engine;
+use crate::host::Report;
+use crate::registry::ShrinkerId;
+use crate::sync::Ordering;
+
+impl Engine {
+    /// Gives a handle back. If it was what kept the group, the group ends: at once, or at the
+    /// next safe point where this thread is inside a shrinker.
+    pub fn put(&self, group: GroupRef) {
+        if let Some(dying) = self.tree.put(group) {
+            if self.caller().reclaiming {
+                self.defer(dying);
+            } else {
+                self.offline(dying);
+            }
+        }
+    }
+
+    /// Gives a handle back; if it was what kept the group, the group ends at the next safe point.
+    /// For callers inside an allocation or under a lock.
+    pub fn put_deferred(&self, group: GroupRef) {
+        if let Some(dying) = self.tree.put(group) {
+            self.defer(dying);
+        }
+    }
+
+    fn defer(&self, dying: Dying) {
+        self.tree.defer(dying);
+        self.defer_work();
+    }
+
+    /// Something waits for a safe point; the worker's is as good as any.
+    pub(crate) fn defer_work(&self) {
+        // Release pairs with the Acquire in `run_deferred`.
+        self.deferred.store(true, Ordering::Release);
+        self.crew.wake();
+    }
+
+    /// Keeps a report for a safe point.
+    pub(crate) fn report_later(&self, report: Report) {
+        self.reports.push(report);
+        self.defer_work();
+    }
+
+    /// Ends the groups that were put aside. Runs no user code and waits for nothing, so a charge
+    /// may do it too: the objects of such a group can't be reclaimed before they are its
+    /// parent's.
+    pub(crate) fn end_deferred(&self) {
+        // Acquire pairs with the Release in `defer_work`.
+        if self.deferred.load(Ordering::Acquire) {
+            while let Some(dying) = self.tree.take_deferred() {
+                self.offline(dying);
+            }
+        }
+    }
+
+    fn offline(&self, dying: Dying) {
+        let host = self.host();
+        // A fork in the middle would leave the child a group that nobody ends.
+        host.take_in_hand();
+        self.offline_upwards(dying);
+        host.put_down();
+    }
+
+    fn offline_upwards(&self, dying: Dying) {
+        let mut next = Some(dying);
+        while let Some(dying) = next.take() {
+            let group = dying.group();
+            let Some(parent) = self.tree.parent(group) else {
+                debug_assert!(false, "a dying group keeps its parent online");
+                return;
+            };
+            self.lists().reparent(group, parent, |cookie, heir| {
+                self.mark(heir, ShrinkerId::from_bits(cookie));
+            });
+            let in_use = self.registry.in_use();
+            let marks = self.groups.retire(self.tree, group, parent, in_use);
+            self.groups.add_marks(self.tree, parent, marks);
+            let above = self.tree.offline(dying);
+            debug_assert!(above.is_none(), "the parent's handle is held");
+            self.groups.add_marks(self.tree, parent, marks);
+            next = self.tree.put(parent).or(above);
+        }
+    }
+
+    /// Does what waits for a safe point: ends groups, drops what ended shrinkers left, tells
+    /// reports; and where no worker can be started, does the work that waits for one. A load
+    /// where nothing waits.
+    ///
+    /// Never inside an allocation or under a lock.
+    #[inline]
+    pub fn run_deferred(&self) {
+        // Relaxed: whoever defers something for this thread is this thread, or wakes the worker.
+        let is_idle = !self.deferred.load(Ordering::Relaxed)
+            && (self.queue.is_empty() || self.crew.is_there());
+        if !is_idle {
+            self.run_deferred_now();
+        }
+    }
+
+    #[cold]
+    fn run_deferred_now(&self) {
+        if self.caller().reclaiming {
+            return;
+        }
+        self.clear_deferred();
+        if !self.queue.is_empty() && !self.summon() {
+            self.serve_here();
+        }
+    }
+
+    /// The part of it that needs no shrinker.
+    pub(crate) fn clear_deferred(&self) {
+        // Acquire pairs with the Release in `defer_work`. Cleared first: what is deferred from
+        // here on sets it again.
+        if !self.deferred.swap(false, Ordering::Acquire) {
+            return;
+        }
+        while let Some(dying) = self.tree.take_deferred() {
+            self.offline(dying);
+        }
+        self.drop_orphans();
+        while let Some(report) = self.reports.pop() {
+            self.host().report(report);
+        }
+    }
+}

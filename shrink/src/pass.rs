@@ -1,0 +1,383 @@
+//! Passes over a subtree: each asks every marked shrinker of every group for its share.
+//!
+//! A group's place here, between the walk and its shrinkers, is where protection belongs: what
+//! `min` and `low` keep of a group bounds the share that is asked of it (`visit`).
+//!
+//! # Invariants
+//!
+//! - A visited group is held by a handle for the length of the visit, and no lock is held while
+//!   a shrinker runs.
+//! - What a shrinker says is believed only where it makes less work: progress is what was
+//!   uncharged for the request.
+//!
+//! Source: `shrink_node_memcgs` in `mm/vmscan.c`, `shrink_slab_memcg` in `mm/shrinker.c`.
+
+use memcg_accounting::{GroupRef, Request, now_ms};
+
+use crate::Engine;
+use crate::host::Report;
+use crate::marks::Bit;
+use crate::patience::Patience;
+use crate::raw::{Cause, Control, Place, RawCount, RawScan, RawShrinker};
+use crate::reclaimer::{Answer, Reclaimer};
+use crate::scan::{GENTLE_PRIORITY, Plan, Share, skip_to};
+use crate::slot::{Begun, Slot};
+use crate::sync::{AtomicU32, Ordering, futex_wait, yield_now};
+
+/// Rounds that get nothing back, after which reclaim gives up: `MAX_RECLAIM_RETRIES`.
+pub(crate) const FRUITLESS_ROUNDS: u32 = 16;
+/// Fruitless rounds that only yield in between; later ones sleep, each a little longer up to
+/// [`LONGEST_PAUSE_MS`]: together about as long as an allocation waits without a byte, for the
+/// holder of a lock may have lost its CPU.
+const YIELDS: u32 = 4;
+const LONGEST_PAUSE_MS: u32 = 5;
+/// A turn of the worker ends after this long if others wait.
+const TURN_MS: u32 = 8;
+
+/// Lets whoever holds a lock that a shrinker wants go on.
+pub(crate) fn pause(round: u32) {
+    if round <= YIELDS {
+        yield_now();
+    } else {
+        futex_wait(&AtomicU32::new(0), 0, Some((round - YIELDS).min(LONGEST_PAUSE_MS)));
+    }
+}
+
+/// What passes are made for, and what came of them.
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
+    me: &'a Reclaimer,
+    target: GroupRef,
+    cause: Cause,
+    request: &'a Request,
+    /// It is enough when the request has had so much freed.
+    goal: u64,
+    /// Only shrinkers that run here are asked; `None`: all.
+    pub(crate) place: Option<Place>,
+    /// Whoever asked for it; the run ends when it leaves.
+    pub(crate) ticket: Option<&'a Reclaimer>,
+    /// It ends when others have waited for a turn's length.
+    pub(crate) is_turn: bool,
+    /// What came of it.
+    pub(crate) answer: Answer,
+    /// The priority that it came to, if it ended for others.
+    pub(crate) yielded_at: Option<u32>,
+    began: u32,
+    /// Objects that were looked at, and what the request had had freed before.
+    nr_scanned: u64,
+    freed_before: u64,
+    // The pass.
+    asked: bool,
+    scanned: bool,
+    most: u64,
+}
+
+/// What a shrinker said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Empty,
+    Something,
+}
+
+impl<'a> Run<'a> {
+    pub(crate) fn new(
+        me: &'a Reclaimer,
+        target: GroupRef,
+        cause: Cause,
+        request: &'a Request,
+        goal: u64,
+    ) -> Self {
+        Self {
+            me,
+            target,
+            cause,
+            request,
+            goal,
+            place: None,
+            ticket: None,
+            is_turn: false,
+            answer: Answer::default(),
+            yielded_at: None,
+            began: now_ms(),
+            nr_scanned: 0,
+            freed_before: request.freed(),
+            asked: false,
+            scanned: false,
+            most: 0,
+        }
+    }
+
+    fn is_enough(&self) -> bool {
+        self.request.freed() >= self.goal
+    }
+
+    /// How many objects are likely enough, by what the run got of those it looked at. Live data
+    /// that is evicted beyond the goal is lost for nothing.
+    fn likely_enough(&self) -> u64 {
+        let freed = self.request.freed().saturating_sub(self.freed_before);
+        if freed == 0 {
+            return u64::MAX;
+        }
+        let missing = self.goal.saturating_sub(self.request.freed());
+        missing.saturating_mul(self.nr_scanned).div_ceil(freed).max(1)
+    }
+}
+
+/// A call that has begun; it ends when this is dropped.
+struct Call<'a> {
+    engine: &'a Engine,
+    me: &'a Reclaimer,
+    index: u32,
+    raw: RawShrinker,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.me.leave();
+        self.engine.end_call(self.index);
+    }
+}
+
+impl Engine {
+    /// Passes from priority `first` down to `last`, until it is enough, nobody is marked, or the
+    /// time is over. The caller is [eager](crate::Host::begin_eager) for the run's request.
+    pub(crate) fn passes(&self, run: &mut Run<'_>, patience: &mut Patience, first: u32, last: u32) {
+        let mut priority = first;
+        loop {
+            (run.asked, run.scanned, run.most) = (false, false, 0);
+            self.pass(run, patience, priority);
+            if self.is_over(run, patience, priority) || !run.asked || priority <= last {
+                return;
+            }
+            priority =
+                if run.scanned { priority - 1 } else { skip_to(priority, run.most).max(last) };
+        }
+    }
+
+    /// Whether the run ends now, for whatever reason.
+    fn is_over(&self, run: &mut Run<'_>, patience: &mut Patience, priority: u32) -> bool {
+        if run.is_enough() || run.yielded_at.is_some() {
+            return true;
+        }
+        if run.ticket.is_some_and(Reclaimer::is_abandoned) {
+            return true;
+        }
+        let now = now_ms();
+        if run.is_turn && now.wrapping_sub(run.began) >= TURN_MS && self.reclaimers.has_posted() {
+            run.yielded_at = Some(priority);
+            return true;
+        }
+        patience.is_over(now, run.request.freed())
+    }
+
+    fn pass(&self, run: &mut Run<'_>, patience: &mut Patience, priority: u32) {
+        if run.target.is_root() {
+            for (index, slot) in self.registry.unaware() {
+                if run.place.is_none_or(|place| place == slot.place()) {
+                    self.shrink(run, patience, (index, slot), GroupRef::ROOT, priority);
+                }
+                if self.is_over(run, patience, priority) {
+                    return;
+                }
+            }
+        }
+        let bits = self.registry.at(run.place);
+        let mut at = None;
+        while let Some(group) = self.tree.next_in_subtree_where(run.target, at, |group| {
+            !self.groups.marks(group, bits).is_empty()
+        }) {
+            run.me.set_visited(group);
+            // The walk has gone on from it, so its handle can go.
+            if let Some(before) = at.replace(group) {
+                self.put(before);
+            }
+            let before = run.request.freed();
+            self.visit(run, patience, group, priority);
+            if let Some(record) = self.groups.find(group) {
+                record.count_reclaimed(run.request.freed().saturating_sub(before));
+            }
+            if self.is_over(run, patience, priority) {
+                break;
+            }
+        }
+        run.me.set_visited(GroupRef::ROOT);
+        if let Some(last) = at {
+            self.put(last);
+        }
+    }
+
+    /// Asks the marked shrinkers of one group.
+    fn visit(&self, run: &mut Run<'_>, patience: &mut Patience, group: GroupRef, priority: u32) {
+        let marked = self.groups.marks(group, self.registry.at(run.place));
+        for bit in marked.iter() {
+            let mut empty = true;
+            for (index, slot) in self.registry.with_bit(bit) {
+                if run.place.is_some_and(|place| place != slot.place()) {
+                    empty = false;
+                    continue;
+                }
+                let said = self.shrink(run, patience, (index, slot), group, priority);
+                empty &= said == Said::Empty;
+                if self.is_over(run, patience, priority) {
+                    return;
+                }
+            }
+            if empty {
+                self.unmark(run, group, bit);
+            }
+        }
+    }
+
+    /// After all that have `bit` said `Empty` for `group`: unmarks it, and asks them again.
+    fn unmark(&self, run: &mut Run<'_>, group: GroupRef, bit: Bit) {
+        let Some(record) = self.groups.record(self.tree, group) else { return };
+        let mut shrinkers = self.registry.with_bit(bit);
+        record.marks.settle(bit, || {
+            shrinkers.all(|(index, slot)| {
+                if run.place.is_some_and(|place| place != slot.place()) {
+                    return false;
+                }
+                match self.begin(run, index, slot) {
+                    Err(said) => said == Said::Empty,
+                    Ok(call) => matches!(
+                        self.count(run, &call, slot, group, 0),
+                        RawCount::Empty | RawCount::Panicked
+                    ),
+                }
+            })
+        });
+    }
+
+    /// Begins a call; what it comes to where none begins.
+    fn begin<'c, 'a: 'c>(
+        &'c self,
+        run: &mut Run<'a>,
+        index: u32,
+        slot: &Slot,
+    ) -> Result<Call<'c>, Said> {
+        match slot.begin() {
+            Begun::Gone => return Err(Said::Empty),
+            Begun::Busy => {
+                run.answer.busy = true;
+                return Err(Said::Something);
+            }
+            Begun::Yes => {}
+        }
+        run.me.enter(index);
+        let Some(raw) = slot.raw() else {
+            debug_assert!(false, "a slot that is called has a shrinker");
+            run.me.leave();
+            self.end_call(index);
+            return Err(Said::Empty);
+        };
+        Ok(Call { engine: self, me: run.me, index, raw })
+    }
+
+    fn count(
+        &self,
+        run: &Run<'_>,
+        call: &Call<'_>,
+        slot: &Slot,
+        group: GroupRef,
+        priority: u32,
+    ) -> RawCount {
+        let control = Control { group, nr_to_scan: 0, nr_scanned: 0, priority, cause: run.cause };
+        // SAFETY: the call has begun and not ended, so the shrinker's functions may be called
+        // with its data, by the contract of `register`.
+        let said = unsafe { (call.raw.count)(call.raw.data, &control) };
+        if said == RawCount::Panicked {
+            self.panicked(&call.raw, slot);
+        }
+        said
+    }
+
+    /// A shrinker that panicked is never called again.
+    fn panicked(&self, raw: &RawShrinker, slot: &Slot) {
+        slot.retire();
+        self.counters.panicked.fetch_add(1, Ordering::Relaxed);
+        self.report_later(Report::Panicked(raw.name));
+    }
+
+    /// Asks one shrinker for its share of one group's objects.
+    fn shrink(
+        &self,
+        run: &mut Run<'_>,
+        patience: &mut Patience,
+        (index, slot): (u32, &Slot),
+        group: GroupRef,
+        priority: u32,
+    ) -> Said {
+        let call = match self.begin(run, index, slot) {
+            Ok(call) => call,
+            Err(said) => return said,
+        };
+        let objects = match self.count(run, &call, slot, group, priority) {
+            RawCount::Empty | RawCount::Panicked => return Said::Empty,
+            RawCount::Objects(0) => return Said::Something,
+            RawCount::Unknown => {
+                run.answer.busy = true;
+                return Said::Something;
+            }
+            RawCount::Objects(objects) => objects,
+        };
+        let share =
+            Share { freeable: objects as u64, seeks: call.raw.seeks, batch: call.raw.batch };
+        run.asked = true;
+        run.answer.candidates = true;
+        run.most = run.most.max(share.freeable);
+        let plan = Plan::new(share, priority, priority >= GENTLE_PRIORITY && run.spares());
+        self.scan(run, patience, &call, slot, group, (plan, priority));
+        Said::Something
+    }
+
+    fn scan(
+        &self,
+        run: &mut Run<'_>,
+        patience: &mut Patience,
+        call: &Call<'_>,
+        slot: &Slot,
+        group: GroupRef,
+        (plan, priority): (Plan, u32),
+    ) {
+        let mut left = plan.total;
+        let mut scanned_here = 0;
+        while left > 0 {
+            let now = left.min(plan.batch).min(run.likely_enough());
+            let nr_to_scan = usize::try_from(now).unwrap_or(usize::MAX);
+            let mut control =
+                Control { group, nr_to_scan, nr_scanned: nr_to_scan, priority, cause: run.cause };
+            // SAFETY: as in `count`.
+            let said = unsafe { (call.raw.scan)(call.raw.data, &mut control) };
+            run.scanned = true;
+            match said {
+                RawScan::Freed(_) => {}
+                RawScan::Stop => {
+                    run.answer.busy = true;
+                    break;
+                }
+                RawScan::Panicked => {
+                    self.panicked(&call.raw, slot);
+                    break;
+                }
+            }
+            let scanned = control.nr_scanned as u64;
+            scanned_here += scanned.min(left);
+            run.nr_scanned = run.nr_scanned.saturating_add(scanned);
+            left = left.saturating_sub(scanned);
+            if scanned == 0 || self.is_over(run, patience, priority) {
+                break;
+            }
+        }
+        if let Some(record) = self.groups.find(group) {
+            record.count_scanned(scanned_here);
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Whether the last quarter of each cache is spared in gentle passes: not where nobody
+    /// waits for what a drain could give instead.
+    fn spares(&self) -> bool {
+        self.cause != Cause::Background
+    }
+}

@@ -1,0 +1,214 @@
+//! A thread that reclaims for itself: its record, its open request, and its wait for the worker.
+
+use memcg_accounting::{Charged, GroupRef, OverLimit, Payer, Request, now_ms};
+
+use crate::Engine;
+use crate::pass::Run;
+use crate::patience::Patience;
+use crate::raw::{Cause, Place};
+use crate::reclaimer::{Answer, Ask, Reclaimer};
+use crate::sync::{Ordering, futex_wait, thread_id};
+
+/// A waiter looks at least this often whether bytes arrived, so that a deadline is renewed from
+/// about when they did.
+const LOOK_MS: u32 = 10;
+
+/// What one phase of a round asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Phase {
+    /// Whose subtree.
+    pub(crate) target: GroupRef,
+    /// Bytes that the request will have had freed when it is enough.
+    pub(crate) goal: u64,
+    /// Why, for shrinkers that run on this thread and on the worker.
+    pub(crate) causes: (Cause, Cause),
+    /// The priorities, from and to.
+    pub(crate) priorities: (u32, u32),
+    /// Shrinkers of the worker run here too: no allocation is under way, and there is no worker.
+    pub(crate) all_here: bool,
+}
+
+/// A reclaiming thread, while it has a request open.
+///
+/// # Invariants
+///
+/// - While `is_open`, the request is open, and `record` tells others of it.
+/// - `record` is the session's own.
+#[derive(Debug)]
+pub(crate) struct Session<'e> {
+    engine: &'e Engine,
+    record: Option<u32>,
+    pub(crate) request: &'static Request,
+    payer: Payer,
+    is_open: bool,
+}
+
+impl<'e> Session<'e> {
+    /// Opens `request` for a charge of `need` bytes to `payer`. `None`: the payer is gone, or
+    /// there is no memory for a record.
+    pub(crate) fn for_charge(
+        engine: &'e Engine,
+        request: &'static Request,
+        payer: Payer,
+        target: GroupRef,
+        need: u64,
+    ) -> Option<Self> {
+        let session = Self::new(engine, request, payer)?;
+        session.opened(engine.tree.open_request(request, payer, target, need))
+    }
+
+    /// Opens `request` to count what comes back from the subtree of `target`.
+    pub(crate) fn for_reclaim(
+        engine: &'e Engine,
+        request: &'static Request,
+        target: GroupRef,
+    ) -> Option<Self> {
+        let session = Self::new(engine, request, Payer::NOBODY)?;
+        engine.tree.open_reclaim(request, target);
+        session.opened(true)
+    }
+
+    fn new(engine: &'e Engine, request: &'static Request, payer: Payer) -> Option<Self> {
+        let (index, _) = engine.reclaimers.take(engine.tree.source(), thread_id(), false)?;
+        Some(Self { engine, record: Some(index), request, payer, is_open: false })
+    }
+
+    fn opened(mut self, is_open: bool) -> Option<Self> {
+        self.is_open = is_open;
+        self.announce();
+        is_open.then_some(self)
+    }
+
+    fn me(&self) -> Option<&'e Reclaimer> {
+        self.record.and_then(|index| self.engine.reclaimers.get(index))
+    }
+
+    fn announce(&self) {
+        if let Some(me) = self.me() {
+            me.set_open(self.is_open.then_some(self.request));
+        }
+    }
+
+    /// Charges what the credit leaves uncovered, and with that closes the request.
+    pub(crate) fn settle(&mut self, ahead: u64) -> Result<Charged, OverLimit> {
+        let charged = self.engine.tree.settle_request(self.request, ahead)?;
+        self.is_open = false;
+        self.announce();
+        Ok(charged)
+    }
+
+    // ---- a phase of a round -------------------------------------------------------------
+
+    /// Asks the shrinkers of this thread, then those of the worker, until it is enough.
+    pub(crate) fn ask(&mut self, phase: &Phase, patience: &mut Patience) -> Answer {
+        let here = if phase.all_here { None } else { Some(Place::Direct) };
+        let mut answer = self.ask_here(phase, here, patience);
+        let is_done = |session: &Self, patience: &mut Patience| {
+            let freed = session.request.freed();
+            freed >= phase.goal || patience.is_over(now_ms(), freed)
+        };
+        if phase.all_here || is_done(self, patience) {
+            return answer;
+        }
+        if self.engine.has_marked(phase.target, Place::Worker) {
+            answer = answer.or(self.ask_worker(phase, patience));
+        }
+        answer
+    }
+
+    fn ask_here(&self, phase: &Phase, place: Option<Place>, patience: &mut Patience) -> Answer {
+        let has_some = match place {
+            Some(place) => self.engine.has_marked(phase.target, place),
+            None => true,
+        };
+        let Some(me) = self.me().filter(|_| has_some) else { return Answer::default() };
+        self.engine.host().begin_eager(Some(self.request));
+        let mut run = Run::new(me, phase.target, phase.causes.0, self.request, phase.goal);
+        run.place = place;
+        self.engine.passes(&mut run, patience, phase.priorities.0, phase.priorities.1);
+        self.engine.host().end_eager();
+        run.answer
+    }
+
+    /// Has the worker ask its shrinkers, and waits for it.
+    fn ask_worker(&mut self, phase: &Phase, patience: &mut Patience) -> Answer {
+        let engine = self.engine;
+        let Some(me) = self.me() else { return Answer::default() };
+        if !engine.crew.is_there() {
+            let missing = phase.goal.saturating_sub(self.request.freed());
+            engine.enqueue(phase.target, missing);
+            return Answer::default();
+        }
+        let (priority, last) = phase.priorities;
+        let ask =
+            Ask { target: phase.target, cause: phase.causes.1, goal: phase.goal, priority, last };
+        engine.reclaimers.posting();
+        me.post(self.request, ask);
+        engine.crew.wake();
+        loop {
+            let seen = me.state.load(Ordering::Acquire);
+            if let Some(answer) = me.collect() {
+                return answer;
+            }
+            let left = patience.left(now_ms(), self.request.freed());
+            if left != 0 {
+                futex_wait(&me.state, seen, Some(left.min(LOOK_MS)));
+                continue;
+            }
+            if me.withdraw() {
+                engine.reclaimers.unposted();
+            } else if me.abandon() {
+                self.renew();
+            } else {
+                // Answered, or put back, just now.
+                continue;
+            }
+            engine.counters.gave_up.fetch_add(1, Ordering::Relaxed);
+            // A shrinker that does not return is named, and its worker replaced.
+            engine.crew.wake_keeper();
+            return Answer { candidates: true, busy: true };
+        }
+    }
+
+    /// The record went to the worker: takes another.
+    fn renew(&mut self) {
+        let engine = self.engine;
+        let taken = engine.reclaimers.take(engine.tree.source(), thread_id(), false);
+        self.record = taken.map(|(index, _)| index);
+        self.announce();
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if self.is_open {
+            let host = self.engine.host();
+            host.take_in_hand();
+            let credit = self.engine.tree.close_request(self.request);
+            self.engine.tree.uncharge(self.payer.tag, credit);
+            host.put_down();
+        }
+        if let Some(index) = self.record {
+            self.engine.reclaimers.put(index);
+        }
+    }
+}
+
+impl Engine {
+    /// Whether a shrinker that runs at `place` is marked somewhere in the subtree of `target`.
+    fn has_marked(&self, target: GroupRef, place: Place) -> bool {
+        if target.is_root() && self.registry.unaware().any(|(_, slot)| slot.place() == place) {
+            return true;
+        }
+        let bits = self.registry.at(Some(place));
+        if bits.is_empty() {
+            return false;
+        }
+        let wanted = |group| !self.groups.marks(group, bits).is_empty();
+        let found = self.tree.next_in_subtree_where(target, None, wanted);
+        if let Some(group) = found {
+            self.put_deferred(group);
+        }
+        found.is_some()
+    }
+}

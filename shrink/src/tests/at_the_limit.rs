@@ -1,0 +1,379 @@
+//! What a charge does at a limit.
+
+extern crate std;
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+use std::vec::Vec;
+
+use memcg_accounting::{Events, GroupRef, Limit, OnLimit, Root, Tag};
+
+use super::sim::{FALLIBLE, Latch, NO_RECLAIM, PANICKING, Recipe, Sim, Toy, eventually, locked};
+use crate::{Cause, PANIC_ALLOWANCE, Place, RECLAIM_RESERVE, RawCount, RawScan};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Counts of a group that are not 0, for comparing.
+fn events(sim: &Sim, group: GroupRef) -> (u64, u64, u64, u64) {
+    let Events { high, max, oom, forced, .. } = sim.tree.events_local(group);
+    (high, max, oom, forced)
+}
+
+#[test]
+fn a_direct_shrinker_makes_room_on_the_thread_that_allocates() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let (toy, _) = Toy::registered(sim, Place::Direct);
+    toy.fill(group, 1000, KIB);
+    toy.fill(group, 1000, KIB);
+    assert!(sim.tree.usage(group) <= MIB);
+    let (control, thread) = locked(&toy.last).expect("scanned");
+    assert_eq!((control.group, control.cause), (group, Cause::Direct));
+    assert_eq!(thread, thread::current().id());
+    let (high, max, oom, forced) = events(sim, group);
+    assert_eq!((high, oom, forced), (0, 0, 0));
+    // One in 64 inserts pays, for it gets a 16th of the limit.
+    assert!((10..=40).contains(&max), "{max}");
+    sim.tree.check();
+}
+
+#[test]
+fn a_refusal_names_the_ancestor_and_leaves_nothing_behind() {
+    let sim = Sim::new(Root::Untracked);
+    let parent = sim.group(GroupRef::ROOT, "p", MIB);
+    let child = sim.group(parent, "c", 10 * MIB);
+    let pinned = sim.alloc(child, MIB - 100).expect("room");
+    let peak = sim.tree.peak(parent);
+    let over = sim.alloc(child, 101).expect_err("full");
+    assert_eq!(over.group, parent);
+    assert_eq!((over.requested, over.usage, over.max), (101, MIB - 100, MIB));
+    assert_eq!(events(sim, parent), (0, 1, 1, 0));
+    assert_eq!(events(sim, child), (0, 0, 0, 0));
+    assert_eq!((sim.tree.usage(child), sim.tree.peak(parent)), (MIB - 100, peak));
+    let rest = sim.alloc(child, 100).expect("what fits is not refused");
+    sim.free(rest);
+    sim.free(pinned);
+    assert_eq!(sim.tree.usage(parent), 0);
+    sim.tree.check();
+}
+
+#[test]
+fn nothing_is_evicted_for_what_never_fits() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let (toy, _) = Toy::registered(sim, Place::Direct);
+    toy.fill(group, 100, KIB);
+    assert!(sim.alloc(group, MIB + 1).is_err());
+    assert_eq!(toy.len(), 100);
+    sim.alloc(group, MIB).map(|object| sim.free(object)).expect("all of it, for that fits");
+    assert_eq!(toy.len(), 0);
+}
+
+#[test]
+fn siblings_of_the_caller_are_asked_where_the_parent_is_full() {
+    let sim = Sim::new(Root::Untracked);
+    let parent = sim.group(GroupRef::ROOT, "p", MIB);
+    let (rich, poor) = (sim.group(parent, "rich", MIB), sim.group(parent, "poor", MIB));
+    let (toy, _) = Toy::registered(sim, Place::Direct);
+    toy.fill(rich, 1000, KIB);
+    let object = sim.alloc(poor, 512 * KIB).expect("the sibling gives");
+    assert!(sim.tree.usage(parent) <= MIB);
+    assert!(sim.tree.usage(rich) <= 512 * KIB);
+    sim.free(object);
+    sim.tree.check();
+}
+
+#[test]
+fn garbage_goes_before_live_data() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let (toy, _) = Toy::registered(sim, Place::Direct);
+    toy.fill(group, 300, KIB);
+    sim.caches.store(true, Ordering::Relaxed);
+    for _ in 0..10 {
+        let objects: Vec<_> = (0..700).map(|_| sim.alloc(group, KIB).expect("room")).collect();
+        objects.into_iter().for_each(|object| sim.free(object));
+    }
+    assert_eq!(toy.len(), 300, "30 % live, and nothing of it evicted");
+}
+
+#[test]
+fn the_last_quarter_of_a_cache_goes_only_after_the_cut() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let (toy, _) = Toy::registered(sim, Place::Direct);
+    toy.fill(group, 200, KIB);
+    // Garbage that a tidy drain misses.
+    sim.caches.store(true, Ordering::Relaxed);
+    sim.hides_garbage.store(true, Ordering::Relaxed);
+    let garbage = sim.alloc(group, 800 * KIB).expect("room");
+    sim.free(garbage);
+    let object = sim.alloc(group, 900 * KIB - 200 * KIB).expect("the cut pays");
+    assert!(toy.len() >= 50, "{} of 200 left", toy.len());
+    assert!(sim.nr_cuts.load(Ordering::Relaxed) >= 1);
+    sim.free(object);
+}
+
+#[test]
+fn a_reclaiming_thread_is_never_refused_and_never_reclaims() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let pinned = sim.alloc(group, MIB).expect("room");
+    let inner = sim.tree.payer(group);
+    let recipe = Recipe::new(
+        "allocates",
+        Place::Direct,
+        |_| RawCount::Objects(1),
+        move |_| {
+            let sizes = [KIB, RECLAIM_RESERVE - KIB, KIB];
+            let objects = sizes.map(|bytes| sim.alloc_for(inner, bytes).expect("never refused"));
+            assert_ne!(objects[0].tag, Tag::NOBODY);
+            assert_ne!(objects[1].tag, Tag::NOBODY);
+            assert_eq!(objects[2].tag, Tag::NOBODY, "beyond the reserve nobody pays");
+            assert_eq!(sim.tree.usage(group), MIB + RECLAIM_RESERVE);
+            objects.into_iter().for_each(|object| sim.free(object));
+            RawScan::Stop
+        },
+    );
+    sim.register(recipe);
+    assert!(sim.alloc(group, KIB).is_err());
+    let (_, max, oom, forced) = events(sim, group);
+    assert_eq!((max, oom), (1, 1));
+    assert!(forced >= 2, "{forced}");
+    assert!(sim.engine.stat().beyond_reserve >= KIB);
+    assert_eq!(sim.tree.usage(group), MIB, "paid back");
+    sim.free(pinned);
+}
+
+#[test]
+fn inside_no_reclaim_nothing_is_asked_and_the_worker_hears_of_it() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let (toy, _) = Toy::registered(sim, Place::Direct);
+    sim.can_start.store(false, Ordering::Relaxed);
+    toy.fill(group, 1024, KIB);
+    NO_RECLAIM.set(true);
+    let refused = sim.alloc(group, KIB);
+    assert!(refused.is_err());
+    sim.engine.run_deferred();
+    NO_RECLAIM.set(false);
+    assert_eq!(events(sim, group), (0, 1, 0, 0), "it counts as max and not as oom");
+    assert_eq!(toy.nr_counts.load(Ordering::Relaxed), 0);
+    sim.can_start.store(true, Ordering::Relaxed);
+    sim.engine.run_deferred();
+    eventually("the worker makes room", || sim.tree.usage(group) <= MIB - KIB);
+    assert_eq!(locked(&toy.last).expect("scanned").0.cause, Cause::Background);
+}
+
+#[test]
+fn the_policy_of_the_group_that_pays_counts() {
+    let sim = Sim::new(Root::Untracked);
+    let parent = sim.group(GroupRef::ROOT, "p", MIB);
+    let child = sim.group(parent, "c", MIB);
+    let pinned = sim.alloc(child, MIB).expect("room");
+    sim.tree.set_on_limit(child, OnLimit::OvercommitBy(10 * KIB));
+    let over = sim.alloc(child, 10 * KIB).expect("let through");
+    assert!(sim.alloc(child, 1).is_err(), "not beyond it");
+    assert_eq!(sim.tree.usage(parent), MIB + 10 * KIB);
+    sim.tree.set_on_limit(child, OnLimit::Overcommit);
+    FALLIBLE.set(true);
+    assert!(sim.alloc(child, 1).is_err(), "the policy is not asked");
+    FALLIBLE.set(false);
+    let much = sim.alloc(child, 10 * MIB).expect("without a bound");
+    assert_eq!(sim.tree.events(child).forced + sim.tree.events(parent).forced, 2 + 2);
+    for object in [pinned, over, much] {
+        sim.free(object);
+    }
+    assert_eq!(sim.tree.usage(parent), 0);
+    sim.tree.check();
+}
+
+#[test]
+fn overcommit_does_not_reclaim_at_every_charge() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    sim.tree.set_on_limit(group, OnLimit::Overcommit);
+    let start = Instant::now();
+    let objects: Vec<_> =
+        (0..10_000).map(|_| sim.alloc(group, KIB).expect("let through")).collect();
+    let cuts = u64::from(sim.nr_cuts.load(Ordering::Relaxed));
+    let windows = u64::try_from(start.elapsed().as_millis()).expect("short") / 4 + 2;
+    assert!(cuts <= windows, "{cuts} cuts in {:?}", start.elapsed());
+    objects.into_iter().for_each(|object| sim.free(object));
+}
+
+#[test]
+fn a_panicking_thread_is_never_refused_and_its_group_pays_up_to_a_bound() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let (toy, _) = Toy::registered(sim, Place::Direct);
+    toy.fill(group, 1024, KIB);
+    PANICKING.set(true);
+    let backtrace = sim.alloc(group, PANIC_ALLOWANCE).expect("let through");
+    assert_eq!(toy.nr_counts.load(Ordering::Relaxed), 0, "no user code runs meanwhile");
+    let usage = sim.tree.usage(group);
+    let beyond = sim.alloc(group, KIB).expect("never refused");
+    assert_eq!(sim.tree.usage(group), usage, "nobody pays for what is beyond the bound");
+    assert_eq!(sim.engine.stat().beyond_reserve, KIB);
+    PANICKING.set(false);
+    assert!(sim.alloc(group, 1).is_err());
+    assert!(events(sim, group).3 >= 1);
+    sim.free(backtrace);
+    sim.free(beyond);
+}
+
+#[test]
+fn over_high_the_worker_brings_it_down_and_nobody_is_refused() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", 100 * MIB);
+    sim.tree.set_high(group, Limit::Bytes(MIB));
+    let (toy, _) = Toy::registered(sim, Place::Worker);
+    toy.fill(group, 5000, KIB);
+    eventually("usage comes down to high", || sim.tree.usage(group) <= MIB);
+    let (high, max, oom, _) = events(sim, group);
+    assert!(high >= 1);
+    assert_eq!((max, oom), (0, 0));
+    assert!(sim.tree.usage(group) >= MIB / 2, "not much further: {}", sim.tree.usage(group));
+}
+
+#[test]
+fn over_high_with_nothing_to_evict_is_not_kicked_at_every_charge() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", 100 * MIB);
+    sim.tree.set_high(group, Limit::Bytes(KIB));
+    let (toy, _) = Toy::registered(sim, Place::Worker);
+    let start = Instant::now();
+    let objects: Vec<_> = (0..5000).map(|_| sim.alloc(group, KIB).expect("room")).collect();
+    let (high, ..) = events(sim, group);
+    let windows = u64::try_from(start.elapsed().as_millis()).expect("short") / 4 + 3;
+    assert!(high <= windows, "{high} events in {:?}", start.elapsed());
+    assert!(toy.nr_scanned.load(Ordering::Relaxed) == 0);
+    objects.into_iter().for_each(|object| sim.free(object));
+}
+
+#[test]
+fn an_ancestor_over_high_is_brought_down_too() {
+    let sim = Sim::new(Root::Untracked);
+    let parent = sim.group(GroupRef::ROOT, "p", 100 * MIB);
+    let (a, b) = (sim.group(parent, "a", 100 * MIB), sim.group(parent, "b", 100 * MIB));
+    sim.tree.set_high(parent, Limit::Bytes(2 * MIB));
+    sim.tree.set_high(b, Limit::Bytes(KIB));
+    let (toy, _) = Toy::registered(sim, Place::Worker);
+    toy.fill(a, 3000, KIB);
+    eventually("the parent comes down", || sim.tree.usage(parent) <= 2 * MIB);
+    // What is pinned in the child hides the parent behind the child's own `high`.
+    let pinned = sim.alloc(b, MIB).expect("room");
+    eventually("the parent comes down again", || sim.tree.usage(parent) <= 2 * MIB);
+    sim.free(pinned);
+}
+
+#[test]
+fn a_payer_that_is_gone_pays_nothing() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let payer = sim.tree.payer(group);
+    sim.engine.put(group);
+    let object = sim.alloc_for(payer, 10 * MIB).expect("nobody pays");
+    assert_eq!(object.tag, Tag::NOBODY);
+    assert_eq!(sim.tree.nr_dying(), 0);
+}
+
+#[test]
+fn a_deadline_that_is_set_holds() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let short = crate::Deadline { first_ms: 10, total_ms: 20 };
+    assert!(sim.engine.set_deadline(group, short));
+    assert_eq!(sim.engine.deadline(group), short);
+    sim.register(Recipe::new(
+        "slow",
+        Place::Worker,
+        |_| RawCount::Objects(1000),
+        |_| {
+            thread::sleep(Duration::from_millis(100));
+            RawScan::Freed(1)
+        },
+    ));
+    let pinned = sim.alloc(group, MIB).expect("room");
+    let start = Instant::now();
+    assert!(sim.alloc(group, 1).is_err());
+    assert!(start.elapsed() < Duration::from_millis(60), "{:?}", start.elapsed());
+    sim.free(pinned);
+}
+
+/// A shrinker that runs `scan` once, on the first thread that scans, and is empty for others.
+fn once(name: &'static str, scan: impl Fn() + Send + Sync + 'static) -> (Recipe, Arc<AtomicBool>) {
+    let entered = Arc::new(AtomicBool::new(false));
+    let (counting, scanning) = (entered.clone(), entered.clone());
+    let recipe = Recipe::new(
+        name,
+        Place::Direct,
+        move |_| {
+            let is_over = counting.load(Ordering::SeqCst);
+            if is_over { RawCount::Empty } else { RawCount::Objects(1000) }
+        },
+        move |_| {
+            if !scanning.swap(true, Ordering::SeqCst) {
+                scan();
+            }
+            RawScan::Freed(0)
+        },
+    );
+    (recipe, entered)
+}
+
+#[test]
+fn the_credit_of_a_request_that_may_never_be_met_refuses_nobody() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let pinned = sim.alloc(group, 512 * KIB).expect("room");
+    let evictable = Mutex::new(Some(sim.alloc(group, 256 * KIB).expect("room")));
+    let latch = Latch::new();
+    let held = latch.clone();
+    let (recipe, entered) = once("giver", move || {
+        locked(&evictable).take().into_iter().for_each(|object| sim.free(object));
+        held.wait();
+    });
+    sim.register(recipe);
+    let greedy = thread::spawn(move || sim.alloc(group, 900 * KIB).is_err());
+    eventually("the credit is there", || {
+        entered.load(Ordering::SeqCst) && sim.tree.usage(group) == 768 * KIB
+    });
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(sim.tree.usage(group), 768 * KIB, "what was freed is the request's");
+    let object = sim.alloc(group, 400 * KIB).expect("it fits beside what lives");
+    latch.open();
+    assert!(greedy.join().expect("no panic"));
+    sim.free(object);
+    sim.free(pinned);
+    assert_eq!(sim.tree.usage(group), 0);
+    sim.tree.check();
+}
+
+#[test]
+fn what_another_thread_is_about_to_free_is_waited_for() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let pinned = sim.alloc(group, 512 * KIB).expect("room");
+    let evictable = Mutex::new(Some(sim.alloc(group, 512 * KIB).expect("room")));
+    let (recipe, entered) = once("slow giver", move || {
+        // Nobody finds the object any more, and it is not freed yet.
+        let object = locked(&evictable).take();
+        thread::sleep(Duration::from_millis(4));
+        object.into_iter().for_each(|object| sim.free(object));
+    });
+    sim.register(recipe);
+    let other = thread::spawn(move || sim.alloc(group, KIB).expect("room"));
+    while !entered.load(Ordering::SeqCst) {
+        thread::yield_now();
+    }
+    let object = sim.alloc(group, 100 * KIB).expect("the other thread frees");
+    let other = other.join().expect("no panic");
+    for object in [object, other, pinned] {
+        sim.free(object);
+    }
+    sim.tree.check();
+}

@@ -1,0 +1,60 @@
+//! Model: an object is added while the shrinker says `Empty`: the mark is not lost.
+//!
+//! Each test with `should_panic` leaves one step out and shows that the model notices.
+
+use std::sync::Arc;
+
+use loom::sync::atomic::{AtomicU32, Ordering};
+use loom::thread;
+
+use crate::marks::{Bit, Marks, Weakened};
+
+/// Adders and one reclaimer; at the end there are objects, so the bit must be marked.
+fn model(starts_marked: bool, adders: u32, site: Option<Weakened>) {
+    loom::model(move || {
+        let bit = Bit::new(0, starts_marked);
+        let marks = Arc::new(Marks::weakened(site));
+        // Of an earlier object, which is gone.
+        marks.mark(bit);
+        let objects = Arc::new(AtomicU32::new(0));
+        let threads: Vec<_> = (0..adders)
+            .map(|_| {
+                let (marks, objects) = (marks.clone(), objects.clone());
+                thread::spawn(move || {
+                    // Relaxed: the fences of the protocol are all that orders it.
+                    objects.fetch_add(1, Ordering::Relaxed);
+                    marks.mark(bit);
+                })
+            })
+            .collect();
+        marks.settle(bit, || objects.load(Ordering::Relaxed) == 0);
+        threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        assert!(marks.is_marked(bit), "{adders} objects, and no mark");
+    });
+}
+
+#[test]
+fn no_add_is_lost() {
+    for starts_marked in [false, true] {
+        model(starts_marked, 1, None);
+        model(starts_marked, 2, None);
+    }
+}
+
+#[test]
+#[should_panic(expected = "and no mark")]
+fn without_the_adders_fence() {
+    model(false, 1, Some(Weakened::MarkFence));
+}
+
+#[test]
+#[should_panic(expected = "and no mark")]
+fn without_the_clearers_fence() {
+    model(false, 1, Some(Weakened::ClearFence));
+}
+
+#[test]
+#[should_panic(expected = "and no mark")]
+fn without_asking_again() {
+    model(false, 1, Some(Weakened::AskAgain));
+}

@@ -1,0 +1,20 @@
+//! Tests of the engine against a simulated host, of the lists, and the models of the protocols.
+
+#[cfg(not(loom))]
+mod at_the_limit;
+#[cfg(not(loom))]
+mod hostile;
+#[cfg(not(loom))]
+mod list;
+#[cfg(loom)]
+mod loom_call;
+#[cfg(loom)]
+mod loom_list;
+#[cfg(loom)]
+mod loom_mark;
+#[cfg(not(loom))]
+mod reclaiming;
+#[cfg(not(loom))]
+mod sim;
+#[cfg(not(loom))]
+mod stress;
