@@ -137,6 +137,7 @@ pub(crate) struct Group {
     name_len: AtomicU32,
     exact_until: AtomicU32,
     allowance: AtomicU64,
+    reclaimed: AtomicU64,
     next_free: AtomicU32,
 }
 
@@ -184,6 +185,7 @@ impl Record for Group {
             name_len: zero(),
             exact_until: zero(),
             allowance: AtomicU64::new(0),
+            reclaimed: AtomicU64::new(0),
             next_free: none(),
         }
     }
@@ -212,6 +214,7 @@ impl Group {
         self.stripe.store(stripe, Ordering::Relaxed);
         self.inherited_contexts.store(0, Ordering::Relaxed);
         self.exact_until.store(0, Ordering::Relaxed);
+        self.reclaimed.store(0, Ordering::Relaxed);
         self.name.store(kept.bytes, Ordering::Relaxed);
         self.name_len.store(u32::from(kept.len), Ordering::Relaxed);
         self.handles.store(1, Ordering::Relaxed);
@@ -298,6 +301,16 @@ impl Group {
     pub(crate) fn sub_inherited_context(&self) {
         let left = self.inherited_contexts().saturating_sub(1);
         self.inherited_contexts.store(left, Ordering::Relaxed);
+    }
+
+    /// Bytes of the subtree that reclaim has given back, on behalf of whomever.
+    pub(crate) fn reclaimed(&self) -> u64 {
+        self.reclaimed.load(Ordering::Relaxed)
+    }
+
+    /// Under the stripe lock.
+    pub(crate) fn add_reclaimed(&self, bytes: u64) {
+        self.reclaimed.store(self.reclaimed().wrapping_add(bytes), Ordering::Relaxed);
     }
 
     pub(crate) fn kept_name(&self) -> Kept {

@@ -31,6 +31,12 @@ impl Tree {
         self.group(group).map_or(0, |record| record.counter.peak())
     }
 
+    /// Bytes of the subtree that were given back on behalf of [requests](crate::Request), since
+    /// the group was made. Wraps.
+    pub fn reclaimed(&self, group: GroupRef) -> u64 {
+        self.group(group).map_or(0, |record| record.reclaimed())
+    }
+
     /// The hard limit.
     pub fn max(&self, group: GroupRef) -> Limit {
         self.group(group).map_or(Limit::Max, |record| record.counter.max())

@@ -575,6 +575,9 @@ impl Tree {
         let Some((_guard, context)) = self.lock_tag(tag) else { return };
         let stripe = context.stripe();
         let slot = self.uncharge_locked(tag, context, bytes);
+        for (_, group) in slot.into_iter().flat_map(|slot| self.chain(slot)) {
+            group.add_reclaimed(bytes);
+        }
         if !request.is_open() {
             return;
         }

@@ -11,7 +11,7 @@
 //!     │    the last quarter of each cache                     ─► retry
 //!     │  until others have put down what they were evicting
 //!     ├─ the one cut                                          ─► retry, with all threads stopped
-//!     │  and again, if others were evicting meanwhile
+//!     │  and again, until the deadline, if bytes came back since
 //!     ├─ what the policy allows over the limit
 //!     └─ refused: event `oom`
 //! ```
@@ -21,7 +21,8 @@
 //! - It allocates nothing, nothing unwinds out of it, and every wait has a bound: the deadline
 //!   of the group that pays bounds all rounds together.
 //! - A refusal comes after a cut in which the charge did not fit although no other thread's
-//!   unfinished request held credit in the subtree.
+//!   unfinished request held credit in the subtree; and nothing that was being evicted during
+//!   the cut came back after it, or the deadline is over.
 //!
 //! Source: `try_charge_memcg` in `mm/memcontrol.c`; the drain comes before reclaim here.
 
@@ -98,20 +99,30 @@ impl Attempt<'_> {
     }
 
     /// Rounds and the cut. What could be evicted at the moment of the cut may be in the hands of
-    /// others, who free it right after: so while there were such, it is tried again.
+    /// others, who free it right after: if anything came back from the cut on, it is tried again.
     fn try_everything(&mut self, deadline: Deadline) {
         let mut patience = Patience::new(deadline, now_ms());
         let mut has_cut = false;
-        for _ in 0..TRIES {
-            if self.rounds(&mut patience, &mut has_cut) || self.cut() {
+        loop {
+            if self.rounds(&mut patience, &mut has_cut) {
                 return;
             }
+            let seen = self.reclaimed();
+            if self.cut() {
+                return;
+            }
+            self.await_others(&mut patience);
             let freed = self.session.as_ref().map_or(0, |session| session.request.freed());
-            if !self.await_others(&mut patience) || patience.is_over(now_ms(), freed) {
+            if self.reclaimed() == seen || patience.is_over(now_ms(), freed) {
                 break;
             }
         }
         self.retry();
+    }
+
+    /// The group that refuses, and what reclaim has got out of it so far.
+    fn reclaimed(&self) -> (GroupRef, u64) {
+        (self.over.group, self.engine.tree.reclaimed(self.over.group))
     }
 
     /// Waits until the calls that other threads are in are over: what they took out of a cache
@@ -122,7 +133,7 @@ impl Attempt<'_> {
         let mut nr = 0;
         let this = thread_id();
         for (index, other) in reclaimers.iter().filter(|(_, other)| other.thread() != this) {
-            let young = other.call(now_ms()).is_some_and(|(_, age)| age < OTHERS_MS);
+            let young = other.call(now_ms()).is_some_and(|(_, age)| patience.is_young(age));
             if let Some(number) = other.call_number().filter(|_| young)
                 && self.engine.tree.is_in_subtree(self.over.group, other.visited())
                 && let Some(call) = calls.get_mut(nr)
@@ -132,7 +143,7 @@ impl Attempt<'_> {
             }
         }
         let freed = self.session.as_ref().map_or(0, |session| session.request.freed());
-        let longest = patience.left(now_ms(), freed).min(OTHERS_MS);
+        let longest = patience.left(now_ms(), freed);
         let (start, mut looks) = (now_ms(), 0);
         for &(index, number) in &calls[..nr] {
             let is_in = || reclaimers.get(index).and_then(Reclaimer::call_number) == Some(number);
@@ -200,12 +211,8 @@ impl Attempt<'_> {
     }
 }
 
-/// After a cut that did not help, all is tried again at most so often, if others were evicting.
-const TRIES: u32 = 3;
-/// How many calls of other threads in the subtree a charge waits for, and for how long. A call
-/// that is older is none that is about to end.
+/// How many calls of other threads in the subtree a charge waits for at a time.
 const OTHERS: usize = 32;
-const OTHERS_MS: u32 = 50;
 /// Looks at such a call before pauses get longer: most end within microseconds.
 const LOOKS: u32 = 16;
 

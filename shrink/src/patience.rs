@@ -69,6 +69,12 @@ impl Patience {
         first.min(total)
     }
 
+    /// Whether a call that has gone on for `age_ms` may be about to end: an older one is not
+    /// waited for.
+    pub(crate) fn is_young(&self, age_ms: u32) -> bool {
+        age_ms < self.deadline.first_ms
+    }
+
     pub(crate) fn is_over(&mut self, now_ms: u32, freed: u64) -> bool {
         self.left(now_ms, freed) == 0
     }

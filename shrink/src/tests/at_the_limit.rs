@@ -10,7 +10,9 @@ use std::vec::Vec;
 
 use memcg_accounting::{Events, GroupRef, Limit, OnLimit, Root, Tag};
 
-use super::sim::{FALLIBLE, Latch, NO_RECLAIM, PANICKING, Recipe, Sim, Toy, eventually, locked};
+use super::sim::{
+    FALLIBLE, Latch, Moment, NO_RECLAIM, PANICKING, Recipe, Sim, Toy, eventually, locked,
+};
 use crate::{Cause, PANIC_ALLOWANCE, Place, RECLAIM_RESERVE, RawCount, RawScan};
 
 const KIB: u64 = 1 << 10;
@@ -375,5 +377,58 @@ fn what_another_thread_is_about_to_free_is_waited_for() {
     for object in [object, other, pinned] {
         sim.free(object);
     }
+    sim.tree.check();
+}
+
+/// The same where the other thread begins to evict during the cut, and has what it freed as its
+/// credit by the time that anybody looks.
+#[test]
+fn what_was_being_freed_during_the_cut_is_no_reason_to_refuse() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let pinned = sim.alloc(group, 256 * KIB).expect("room");
+    let mut object = Some(sim.alloc(group, 512 * KIB).expect("room"));
+    let evictable = Arc::new(Mutex::new(None));
+    let (latch, entered) = (Latch::new(), Arc::new(AtomicBool::new(false)));
+    let recipe = {
+        let (counted, scanned) = (evictable.clone(), evictable.clone());
+        let (latch, entered) = (latch.clone(), entered.clone());
+        Recipe::new(
+            "giver",
+            Place::Direct,
+            move |_| RawCount::Objects(1000 * usize::from(locked(&counted).is_some())),
+            move |_| {
+                let taken = locked(&scanned).take();
+                entered.store(true, Ordering::SeqCst);
+                latch.wait();
+                taken.into_iter().for_each(|object| sim.free(object));
+                RawScan::Freed(1)
+            },
+        )
+    };
+    sim.register(recipe);
+    let greedy = Arc::new(Mutex::new(None));
+    let started = greedy.clone();
+    *locked(&sim.around_cut) = Some(std::boxed::Box::new(move |moment| match moment {
+        Moment::BeforeCut => {
+            let Some(object) = object.take() else { return };
+            *locked(&evictable) = Some(object);
+            let thread = thread::spawn(move || sim.alloc(group, 900 * KIB).is_err());
+            *locked(&started) = Some(thread);
+            eventually("it has been taken", || entered.load(Ordering::SeqCst));
+        }
+        Moment::AfterCut => {
+            latch.open();
+            let in_call = || sim.engine.reclaimers.iter().any(|(_, r)| r.call_number().is_some());
+            eventually("the call is over", || !in_call());
+        }
+    }));
+    let object = sim.alloc(group, 600 * KIB).expect("it fits beside what lives");
+    *locked(&sim.around_cut) = None;
+    let greedy = locked(&greedy).take().expect("started");
+    assert!(greedy.join().expect("no panic"), "it never fits");
+    sim.free(object);
+    sim.free(pinned);
+    assert_eq!(sim.tree.usage(group), 0);
     sim.tree.check();
 }

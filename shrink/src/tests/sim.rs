@@ -28,6 +28,13 @@ std::thread_local! {
     pub(crate) static PANICKING: Cell<bool> = const { Cell::new(false) };
 }
 
+/// When a test looks on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    BeforeCut,
+    AfterCut,
+}
+
 /// A process: its tree, its engine, and what its threads cache.
 pub(crate) struct Sim {
     pub(crate) tree: &'static Tree,
@@ -41,6 +48,8 @@ pub(crate) struct Sim {
     drain_mutex: Mutex<()>,
     pub(crate) nr_drains: AtomicU32,
     pub(crate) nr_cuts: AtomicU32,
+    /// Runs before and after each cut, while it keeps all others out.
+    pub(crate) around_cut: Mutex<Option<Box<dyn FnMut(Moment) + Send>>>,
     pub(crate) can_start: AtomicBool,
     started: AtomicBool,
     pub(crate) nr_ticks: AtomicU32,
@@ -76,10 +85,14 @@ impl Host for Sim {
         if attempt() {
             return true;
         }
+        self.at(Moment::BeforeCut);
         // The lock of the garbage is what stops every thread here.
         let mut garbage = locked(&self.garbage);
         self.sweep_locked(&mut garbage, target);
-        attempt()
+        let done = attempt();
+        drop(garbage);
+        self.at(Moment::AfterCut);
+        done
     }
 
     fn begin_eager(&self, request: Option<&'static Request>) {
@@ -125,6 +138,7 @@ impl Sim {
             drain_mutex: Mutex::new(()),
             nr_drains: AtomicU32::new(0),
             nr_cuts: AtomicU32::new(0),
+            around_cut: Mutex::new(None),
             can_start: AtomicBool::new(true),
             started: AtomicBool::new(false),
             nr_ticks: AtomicU32::new(0),
@@ -133,6 +147,12 @@ impl Sim {
         assert!(sim.engine.set_host(sim));
         assert!(!sim.engine.set_host(sim), "a host is set once");
         sim
+    }
+
+    fn at(&self, moment: Moment) {
+        if let Some(hook) = &mut *locked(&self.around_cut) {
+            hook(moment);
+        }
     }
 
     fn this(&self) -> &'static Sim {
