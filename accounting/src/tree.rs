@@ -557,14 +557,16 @@ impl Tree {
         }
     }
 
-    /// Closes `request`. Its credit, which is charged through its payer, is the caller's now.
+    /// Closes `request` and gives its credit back, in one step: credit that no open request has
+    /// could not be [surrendered](Tree::surrender_credit) to anybody. Answers what it was.
     pub fn close_request(&self, request: &Request) -> u64 {
         if !request.is_open() {
             return 0;
         }
         let tag = request.tag();
-        let Some((_guard, _)) = self.lock_tag(tag) else { return request.end() };
+        let Some((_guard, context)) = self.lock_tag(tag) else { return request.end() };
         let credit = request.end();
+        self.uncharge_locked(tag, context, credit);
         self.unpin_locked(tag);
         credit
     }

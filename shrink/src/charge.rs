@@ -104,6 +104,7 @@ impl Attempt<'_> {
         let mut patience = Patience::new(deadline, now_ms());
         let mut has_cut = false;
         loop {
+            let mistaken = self.engine.unmarkings.mistaken();
             if self.rounds(&mut patience, &mut has_cut) {
                 return;
             }
@@ -112,12 +113,28 @@ impl Attempt<'_> {
                 return;
             }
             self.await_others(&mut patience);
-            let freed = self.session.as_ref().map_or(0, |session| session.request.freed());
-            if self.reclaimed() == seen || patience.is_over(now_ms(), freed) {
+            self.await_unmarkings(&mut patience);
+            let overlooked = self.engine.unmarkings.mistaken() != mistaken;
+            let is_over = patience.is_over(now_ms(), self.freed());
+            if is_over || (self.reclaimed() == seen && !overlooked) {
                 break;
             }
         }
         self.retry();
+    }
+
+    /// Bytes that have come back on behalf of this request.
+    fn freed(&self) -> u64 {
+        self.session.as_ref().map_or(0, |session| session.request.freed())
+    }
+
+    /// Waits until nobody is about to mark again what rounds did not find marked.
+    fn await_unmarkings(&self, patience: &mut Patience) {
+        let mut looks = 0;
+        while self.engine.unmarkings.any() && !patience.is_over(now_ms(), self.freed()) {
+            looks += 1;
+            pause(looks / LOOKS);
+        }
     }
 
     /// The group that refuses, and what reclaim has got out of it so far.
@@ -142,8 +159,7 @@ impl Attempt<'_> {
                 nr += 1;
             }
         }
-        let freed = self.session.as_ref().map_or(0, |session| session.request.freed());
-        let longest = patience.left(now_ms(), freed);
+        let longest = patience.left(now_ms(), self.freed());
         let (start, mut looks) = (now_ms(), 0);
         for &(index, number) in &calls[..nr] {
             let is_in = || reclaimers.get(index).and_then(Reclaimer::call_number) == Some(number);
@@ -158,7 +174,7 @@ impl Attempt<'_> {
     /// Rounds of reclaim until the charge fits, nothing comes back, or the time is over.
     fn rounds(&mut self, patience: &mut Patience, has_cut: &mut bool) -> bool {
         let engine = self.engine;
-        let mut fruitless = 0;
+        let (mut fruitless, mut waits) = (0, 0);
         while fruitless < FRUITLESS_ROUNDS {
             let Some(session) = &mut self.session else { return false };
             let request = session.request;
@@ -202,9 +218,15 @@ impl Attempt<'_> {
             if !has_more && !had_others {
                 return false;
             }
-            fruitless = if freed > before { 0 } else { fruitless + 1 };
-            if fruitless != 0 && answer.busy {
-                pause(fruitless);
+            if freed > before {
+                (fruitless, waits) = (0, 0);
+            } else if answer.busy {
+                // Whoever holds the lock that a shrinker wants may have lost its CPU: the deadline
+                // bounds this, not a number of rounds.
+                waits += 1;
+                pause(waits);
+            } else {
+                fruitless += 1;
             }
         }
         false

@@ -9,7 +9,7 @@ use crate::crew::Crew;
 use crate::groups::Groups;
 use crate::host::{Caller, Host, HostPlace, Report};
 use crate::lists::Lists;
-use crate::marks::Bits;
+use crate::marks::{Bits, Unmarkings};
 use crate::patience::Deadline;
 use crate::raw::{Place, RawShrinker, ShrinkerName};
 use crate::reclaimer::Reclaimers;
@@ -33,6 +33,7 @@ pub struct Engine {
     pub(crate) reclaimers: Reclaimers,
     pub(crate) crew: Crew,
     pub(crate) queue: Queue,
+    pub(crate) unmarkings: Unmarkings,
     pub(crate) counters: Counters,
     pub(crate) reports: Reports,
     /// Something waits for a safe point: a group to go offline, data to drop, a report.
@@ -94,6 +95,7 @@ impl Engine {
                 queue: Queue::new(),
                 reports: Reports::new(),
                 deferred: AtomicBool::new(false),
+                unmarkings: Unmarkings::new(),
                 counters: Counters {
                     panicked: AtomicU64::new(0),
                     left: AtomicU64::new(0),
@@ -317,8 +319,6 @@ impl Engine {
                 self.end_call(shrinker);
             }
             if let Some(request) = reclaimer.open_request() {
-                // Everything is below the root, so this gives all of it back.
-                self.tree.surrender_credit(request, GroupRef::ROOT);
                 self.tree.close_request(request);
             }
             self.put_deferred(reclaimer.visited());

@@ -23,7 +23,7 @@
 //!
 //! Source: `struct shrinker_info` and `shrink_slab_memcg` in `mm/shrinker.c`.
 
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Words of a bitmap, half of them for each kind of bit.
 pub(crate) const WORDS: usize = if cfg!(loom) { 2 } else { 4 };
@@ -88,8 +88,52 @@ pub(crate) enum Weakened {
     MarkFence,
     /// The fence of whoever clears.
     ClearFence,
+    /// The Release of the clearing.
+    ClearRelease,
     /// The second question after clearing.
     AskAgain,
+}
+
+/// Unmarkings of all groups. While one is under way, a shrinker may have objects where it is not
+/// marked; afterwards it is marked there again.
+#[derive(Debug)]
+pub(crate) struct Unmarkings {
+    under_way: AtomicU32,
+    mistaken: AtomicU32,
+}
+
+impl Unmarkings {
+    memcg_accounting::const_new! {
+        pub(crate) fn new() -> Self {
+            Self { under_way: AtomicU32::new(0), mistaken: AtomicU32::new(0) }
+        }
+    }
+
+    /// Runs `settle`, which answers whether what it unmarked stays so.
+    pub(crate) fn during(&self, settle: impl FnOnce() -> bool) {
+        // Relaxed: the Release of the clearing publishes it.
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        if !settle() {
+            // Release pairs with the Acquire in `mistaken`: who begins with this one counted finds
+            // the mark that was set again.
+            self.mistaken.fetch_add(1, Ordering::Release);
+        }
+        // Release pairs with the Acquire in `any`: who finds none under way finds the mark that
+        // was set again, and the count of it.
+        self.under_way.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Whether one is under way that cleared a bit which the caller looked at.
+    pub(crate) fn any(&self) -> bool {
+        // Pairs with the Release in `Marks::clear`, by way of the bit that was read.
+        fence(Ordering::Acquire);
+        self.under_way.load(Ordering::Acquire) != 0
+    }
+
+    /// How many found afterwards that there was something.
+    pub(crate) fn mistaken(&self) -> u32 {
+        self.mistaken.load(Ordering::Acquire)
+    }
 }
 
 /// A group's bitmap.
@@ -172,10 +216,13 @@ impl Marks {
 
     fn clear(&self, bit: Bit) {
         let word = &self.words[bit.word()];
+        // Release pairs with the fence in `Unmarkings::any`: who reads the bit cleared finds the
+        // unmarking.
+        let order = if step!(self, ClearRelease) { Ordering::Release } else { Ordering::Relaxed };
         if bit.is_inverted() {
-            word.fetch_or(bit.mask(), Ordering::Relaxed);
+            word.fetch_or(bit.mask(), order);
         } else {
-            word.fetch_and(!bit.mask(), Ordering::Relaxed);
+            word.fetch_and(!bit.mask(), order);
         }
     }
 

@@ -232,7 +232,7 @@ impl Engine {
     fn unmark(&self, run: &mut Run<'_>, group: GroupRef, bit: Bit) {
         let Some(record) = self.groups.record(self.tree, group) else { return };
         let mut shrinkers = self.registry.with_bit(bit);
-        record.marks.settle(bit, || {
+        let still_empty = || {
             shrinkers.all(|(index, slot)| {
                 if run.place.is_some_and(|place| place != slot.place()) {
                     return false;
@@ -245,7 +245,8 @@ impl Engine {
                     ),
                 }
             })
-        });
+        };
+        self.unmarkings.during(|| record.marks.settle(bit, still_empty));
     }
 
     /// Begins a call; what it comes to where none begins.

@@ -39,7 +39,6 @@ pub(crate) struct Session<'e> {
     engine: &'e Engine,
     record: Option<u32>,
     pub(crate) request: &'static Request,
-    payer: Payer,
     is_open: bool,
 }
 
@@ -53,7 +52,7 @@ impl<'e> Session<'e> {
         target: GroupRef,
         need: u64,
     ) -> Option<Self> {
-        let session = Self::new(engine, request, payer)?;
+        let session = Self::new(engine, request)?;
         session.opened(engine.tree.open_request(request, payer, target, need))
     }
 
@@ -63,14 +62,14 @@ impl<'e> Session<'e> {
         request: &'static Request,
         target: GroupRef,
     ) -> Option<Self> {
-        let session = Self::new(engine, request, Payer::NOBODY)?;
+        let session = Self::new(engine, request)?;
         engine.tree.open_reclaim(request, target);
         session.opened(true)
     }
 
-    fn new(engine: &'e Engine, request: &'static Request, payer: Payer) -> Option<Self> {
+    fn new(engine: &'e Engine, request: &'static Request) -> Option<Self> {
         let (index, _) = engine.reclaimers.take(engine.tree.source(), thread_id(), false)?;
-        Some(Self { engine, record: Some(index), request, payer, is_open: false })
+        Some(Self { engine, record: Some(index), request, is_open: false })
     }
 
     fn opened(mut self, is_open: bool) -> Option<Self> {
@@ -157,9 +156,7 @@ impl<'e> Session<'e> {
             }
             if me.withdraw() {
                 engine.reclaimers.unposted();
-            } else if me.abandon() {
-                self.renew();
-            } else {
+            } else if !self.leave_to_worker(me) {
                 // Answered, or put back, just now.
                 continue;
             }
@@ -170,23 +167,29 @@ impl<'e> Session<'e> {
         }
     }
 
-    /// The record went to the worker: takes another.
-    fn renew(&mut self) {
-        let engine = self.engine;
-        let taken = engine.reclaimers.take(engine.tree.source(), thread_id(), false);
-        self.record = taken.map(|(index, _)| index);
-        self.announce();
+    /// Leaves the record to the worker, and goes on with another; `false`: the worker is done.
+    fn leave_to_worker(&mut self, me: &Reclaimer) -> bool {
+        let reclaimers = &self.engine.reclaimers;
+        // The other one tells of the request before this one may cease to: credit that nobody
+        // tells of could not be surrendered.
+        let taken = reclaimers.take(self.engine.tree.source(), thread_id(), false);
+        let other = taken.map(|(index, other)| {
+            other.set_open(self.is_open.then_some(self.request));
+            index
+        });
+        if me.abandon() {
+            self.record = other;
+            return true;
+        }
+        other.into_iter().for_each(|index| reclaimers.put(index));
+        false
     }
 }
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
         if self.is_open {
-            let host = self.engine.host();
-            host.take_in_hand();
-            let credit = self.engine.tree.close_request(self.request);
-            self.engine.tree.uncharge(self.payer.tag, credit);
-            host.put_down();
+            self.engine.tree.close_request(self.request);
         }
         if let Some(index) = self.record {
             self.engine.reclaimers.put(index);

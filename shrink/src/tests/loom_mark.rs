@@ -7,7 +7,7 @@ use std::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::thread;
 
-use crate::marks::{Bit, Marks, Weakened};
+use crate::marks::{Bit, Marks, Unmarkings, Weakened};
 
 /// Adders and one reclaimer; at the end there are objects, so the bit must be marked.
 fn model(starts_marked: bool, adders: u32, site: Option<Weakened>) {
@@ -57,4 +57,66 @@ fn without_the_clearers_fence() {
 #[should_panic(expected = "and no mark")]
 fn without_asking_again() {
     model(false, 1, Some(Weakened::AskAgain));
+}
+
+/// A charge that was told of an object finds its mark, or learns that it was overlooked.
+fn overlooked(starts_marked: bool, tells: bool, site: Option<Weakened>) {
+    loom::model(move || {
+        let bit = Bit::new(0, starts_marked);
+        let shared = Arc::new((
+            Marks::weakened(site),
+            Unmarkings::new(),
+            AtomicU32::new(0),
+            AtomicU32::new(0),
+        ));
+        shared.0.mark(bit);
+        let adder = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (marks, _, objects, told) = &*shared;
+                objects.fetch_add(1, Ordering::Relaxed);
+                marks.mark(bit);
+                told.store(1, Ordering::Release);
+            }
+        });
+        let reclaimer = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (marks, unmarkings, objects, _) = &*shared;
+                let settle = || marks.settle(bit, || objects.load(Ordering::Relaxed) == 0);
+                if tells {
+                    unmarkings.during(|| settle());
+                } else {
+                    settle();
+                }
+            }
+        });
+        let (marks, unmarkings, _, told) = &*shared;
+        let mistaken = unmarkings.mistaken();
+        if told.load(Ordering::Acquire) != 0 && !marks.is_marked(bit) && !unmarkings.any() {
+            let learns = unmarkings.mistaken() != mistaken && marks.is_marked(bit);
+            assert!(learns, "overlooked");
+        }
+        adder.join().expect("no panic");
+        reclaimer.join().expect("no panic");
+    });
+}
+
+#[test]
+fn what_is_there_is_found_or_known_to_be_overlooked() {
+    for starts_marked in [false, true] {
+        overlooked(starts_marked, true, None);
+    }
+}
+
+#[test]
+#[should_panic(expected = "overlooked")]
+fn without_telling_of_an_unmarking() {
+    overlooked(false, false, None);
+}
+
+#[test]
+#[should_panic(expected = "overlooked")]
+fn without_the_release_of_the_clearing() {
+    overlooked(false, true, Some(Weakened::ClearRelease));
 }
