@@ -9,11 +9,13 @@
 //! - While open, `credit <= need`, and `credit` bytes are charged through the payer's context.
 //! - All words but `freed` change under the stripe lock of the payer's tree; `open` says whether
 //!   the rest means anything, and a request closes before its words are used again. One that
-//!   was opened by [`Tree::open_reclaim`](crate::Tree::open_reclaim) has no payer, needs nothing
+//!   was opened by [`Tree::open_reclaim`] has no payer, needs nothing
 //!   and only counts.
 
-use crate::context::Tag;
-use crate::group::GroupRef;
+use crate::Tree;
+use crate::context::{Payer, Tag};
+use crate::counter::{Charged, OverLimit, Want};
+use crate::group::{Group, GroupRef};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// A request's record: part of a thread's record, used again for its next request.
@@ -118,5 +120,130 @@ impl Request {
     /// is the target, bytes come from several trees.
     pub(crate) fn add_freed(&self, bytes: u64) {
         self.freed.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Tree {
+    /// Opens `request`: from now on what is freed for it becomes its credit. `false`: the
+    /// payer is gone, so there is nothing to wait for.
+    pub fn open_request(
+        &self,
+        request: &Request,
+        payer: Payer,
+        target: GroupRef,
+        need: u64,
+    ) -> bool {
+        let Some((_guard, context)) = self.lock_payer(payer) else { return false };
+        context.add_pin();
+        request.begin(payer.tag, context.stripe(), target, need);
+        true
+    }
+
+    /// Opens `request` for reclaim that no charge waits for: it counts what is freed in the
+    /// subtree of `target`, and takes no credit.
+    pub fn open_reclaim(&self, request: &Request, target: GroupRef) {
+        let stripe = self.group(target).map_or(u32::MAX, Group::stripe);
+        request.begin(Tag::NOBODY, stripe, target, 0);
+    }
+
+    /// Has `request`, which is open, ask another subtree from now on.
+    pub fn aim_request(&self, request: &Request, target: GroupRef) {
+        if let Some((_guard, _)) = self.lock_tag(request.tag()) {
+            request.set_target(target);
+        }
+    }
+
+    /// Charges what the credit of `request`, which is open, leaves uncovered, and closes it:
+    /// need and credit are one charge then, which is the caller's.
+    ///
+    /// # Errors
+    ///
+    /// [`OverLimit`] as from [`charge`](Tree::charge). The request stays open, with its credit.
+    pub fn settle_request(&self, request: &Request, ahead: u64) -> Result<Charged, OverLimit> {
+        let (tag, need) = (request.tag(), request.need());
+        let nobody = Charged { tag: Tag::NOBODY, bytes: need, over_high: None, forced: false };
+        let Some((_guard, context)) = self.lock_tag(tag) else { return Ok(nobody) };
+        let credit = request.credit();
+        let Some(slot) = self.resolve(context) else {
+            self.uncharge_locked(tag, context, request.end());
+            self.unpin_locked(tag);
+            return Ok(nobody);
+        };
+        let charged = if credit < need {
+            let rest = Want { need: need - credit, ahead, over: 0 };
+            self.charge_locked(tag, context, slot, rest)
+                .map_err(|over| OverLimit { requested: need, ..over })?
+        } else {
+            self.add_locked(tag, context, slot, 0)
+        };
+        request.end();
+        // The bytes keep the record from here on.
+        self.unpin_locked(tag);
+        Ok(Charged { bytes: charged.bytes + credit, ..charged })
+    }
+
+    /// Takes the credit of an open request away, if its payer is in the subtree of `top`: so
+    /// that a charge which must be decided now is decided by what lives. The request goes on.
+    pub fn surrender_credit(&self, request: &Request, top: GroupRef) {
+        let tag = request.tag();
+        let Some((_guard, context)) = self.lock_tag(tag) else { return };
+        let credit = request.credit();
+        if !request.is_open() || request.tag() != tag || credit == 0 {
+            return;
+        }
+        if self.resolve(context).is_some_and(|slot| self.is_below(slot, top)) {
+            request.set_credit(0);
+            self.uncharge_locked(tag, context, credit);
+        }
+    }
+
+    /// Closes `request` and gives its credit back, in one step: credit that no open request has
+    /// could not be [surrendered](Tree::surrender_credit) to anybody. Answers what it was.
+    pub fn close_request(&self, request: &Request) -> u64 {
+        if !request.is_open() {
+            return 0;
+        }
+        let tag = request.tag();
+        let Some((_guard, context)) = self.lock_tag(tag) else { return request.end() };
+        let credit = request.end();
+        self.uncharge_locked(tag, context, credit);
+        self.unpin_locked(tag);
+        credit
+    }
+
+    /// [`uncharge`](Tree::uncharge) on behalf of `request`: in the same step, what fits of the
+    /// bytes is charged to the request's payer as its credit.
+    pub fn uncharge_for(&self, tag: Tag, bytes: u64, request: &Request) {
+        let Some((_guard, context)) = self.lock_tag(tag) else { return };
+        let stripe = context.stripe();
+        let slot = self.uncharge_locked(tag, context, bytes);
+        for (_, group) in slot.into_iter().flat_map(|slot| self.chain(slot)) {
+            group.add_reclaimed(bytes);
+        }
+        if !request.is_open() {
+            return;
+        }
+        // A request that is opened or closed meanwhile has another stripe: this one is locked.
+        let same_tree = request.stripe() == stripe;
+        let target = request.target();
+        if (same_tree || target.is_root()) && slot.is_some_and(|slot| self.is_below(slot, target)) {
+            request.add_freed(bytes);
+        }
+        if same_tree {
+            self.credit_locked(request, stripe, bytes);
+        }
+    }
+
+    fn credit_locked(&self, request: &Request, stripe: u32, bytes: u64) {
+        let tag = request.tag();
+        // A request without a payer closes without this lock, and may be another's by now.
+        let Some(context) = self.context(tag).filter(|c| c.stripe() == stripe) else { return };
+        let Some(slot) = self.resolve(context) else { return };
+        let headroom = self.chain(slot).map(|(_, group)| group.counter.headroom()).min();
+        let wanted = bytes.min(request.need() - request.credit());
+        let part = wanted.min(headroom.unwrap_or(0));
+        if part != 0 && self.charge_locked(tag, context, slot, Want::exactly(part)).is_ok() {
+            request.add_credit(part);
+        }
     }
 }

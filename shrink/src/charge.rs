@@ -11,7 +11,7 @@
 //!     │    the last quarter of each cache                     ─► retry
 //!     │  until others have put down what they were evicting
 //!     ├─ the one cut                                          ─► retry, with all threads stopped
-//!     │  and again, until the deadline, if bytes came back since
+//!     │  and all again, until a look after it finds that no byte came back, or the deadline
 //!     ├─ what the policy allows over the limit
 //!     └─ refused: event `oom`
 //! ```
@@ -21,8 +21,8 @@
 //! - It allocates nothing, nothing unwinds out of it, and every wait has a bound: the deadline
 //!   of the group that pays bounds all rounds together.
 //! - A refusal comes after a cut in which the charge did not fit although no other thread's
-//!   unfinished request held credit in the subtree; and nothing that was being evicted during
-//!   the cut came back after it, or the deadline is over.
+//!   unfinished request held credit in the subtree, and a look at every marked shrinker after
+//!   it that found nothing; or the deadline is over.
 //!
 //! Source: `try_charge_memcg` in `mm/memcontrol.c`; the drain comes before reclaim here.
 
@@ -98,29 +98,35 @@ impl Attempt<'_> {
         })
     }
 
-    /// Rounds and the cut. What could be evicted at the moment of the cut may be in the hands of
-    /// others, who free it right after: if anything came back from the cut on, it is tried again.
+    /// Rounds and the cut, until a cut did not help and a look at all shrinkers after it finds
+    /// that nothing has come back since. Whatever could have been evicted at the moment of the
+    /// cut is still there to be found, or has come back by then, or is in the hands of others,
+    /// for whom it waits.
     fn try_everything(&mut self, deadline: Deadline) {
         let mut patience = Patience::new(deadline, now_ms());
         let mut has_cut = false;
-        loop {
-            let mistaken = self.engine.unmarkings.mistaken();
-            if self.rounds(&mut patience, &mut has_cut) {
+        let mut at_cut = None;
+        while !self.rounds(&mut patience, &mut has_cut) {
+            self.await_others(&mut patience);
+            self.await_unmarkings(&mut patience);
+            let now = self.progress();
+            let is_over = patience.is_over(now_ms(), self.freed());
+            if at_cut == Some(now) || (is_over && at_cut.is_some()) {
+                self.retry();
                 return;
             }
-            let seen = self.reclaimed();
+            at_cut = Some(now);
             if self.cut() {
                 return;
             }
-            self.await_others(&mut patience);
-            self.await_unmarkings(&mut patience);
-            let overlooked = self.engine.unmarkings.mistaken() != mistaken;
-            let is_over = patience.is_over(now_ms(), self.freed());
-            if is_over || (self.reclaimed() == seen && !overlooked) {
-                break;
-            }
         }
-        self.retry();
+    }
+
+    /// What changes when bytes come back from the subtree of the group that refuses, on behalf
+    /// of whomever, and when a shrinker was overlooked.
+    fn progress(&self) -> (GroupRef, u64, u32) {
+        let Engine { tree, unmarkings, .. } = self.engine;
+        (self.over.group, tree.reclaimed(self.over.group), unmarkings.mistaken())
     }
 
     /// Bytes that have come back on behalf of this request.
@@ -135,11 +141,6 @@ impl Attempt<'_> {
             looks += 1;
             pause(looks / LOOKS);
         }
-    }
-
-    /// The group that refuses, and what reclaim has got out of it so far.
-    fn reclaimed(&self) -> (GroupRef, u64) {
-        (self.over.group, self.engine.tree.reclaimed(self.over.group))
     }
 
     /// Waits until the calls that other threads are in are over: what they took out of a cache

@@ -432,3 +432,22 @@ fn what_was_being_freed_during_the_cut_is_no_reason_to_refuse() {
     assert_eq!(sim.tree.usage(group), 0);
     sim.tree.check();
 }
+
+#[test]
+fn what_can_be_evicted_only_from_the_cut_on_is_evicted() {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    let pinned = sim.alloc(group, 256 * KIB).expect("room");
+    let (toy, _) = Toy::registered(sim, Place::Direct);
+    let mut object = Some(sim.alloc(group, 512 * KIB).expect("room"));
+    let filled = toy.clone();
+    *locked(&sim.around_cut) = Some(std::boxed::Box::new(move |_| {
+        object.take().into_iter().for_each(|object| filled.insert(object));
+    }));
+    let object = sim.alloc(group, 600 * KIB).expect("it fits beside what lives");
+    *locked(&sim.around_cut) = None;
+    assert_eq!((toy.len(), sim.tree.events(group).oom), (0, 0));
+    sim.free(object);
+    sim.free(pinned);
+    sim.tree.check();
+}

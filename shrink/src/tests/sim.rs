@@ -28,6 +28,9 @@ std::thread_local! {
     pub(crate) static PANICKING: Cell<bool> = const { Cell::new(false) };
 }
 
+/// What a test does at such a moment.
+pub(crate) type Hook = Box<dyn FnMut(Moment) + Send>;
+
 /// When a test looks on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
@@ -49,7 +52,7 @@ pub(crate) struct Sim {
     pub(crate) nr_drains: AtomicU32,
     pub(crate) nr_cuts: AtomicU32,
     /// Runs before and after each cut, while it keeps all others out.
-    pub(crate) around_cut: Mutex<Option<Box<dyn FnMut(Moment) + Send>>>,
+    pub(crate) around_cut: Mutex<Option<Hook>>,
     pub(crate) can_start: AtomicBool,
     started: AtomicBool,
     pub(crate) nr_ticks: AtomicU32,
