@@ -413,7 +413,7 @@ fn a_lie_is_not_progress() {
 #[test]
 fn a_shrinker_that_stops_is_left_in_peace_and_the_refusal_comes() {
     let _running = running();
-    let group = limited("stops", MAX);
+    let group = in_a_hurry("stops", MAX);
     let rogue = Rogue::new(&group, |_| Scan::Stop);
     let registration = ShrinkerBuilder::new("stops").register(rogue.clone());
     let hog = Raw::in_group(&group, 1 << 20).expect("fits");
@@ -780,7 +780,7 @@ fn groups_may_be_dropped_while_they_are_reclaimed() {
 fn reclaim_inside_a_shrinker_and_inside_no_reclaim_does_nothing_and_does_not_hang() {
     let _running = running();
     let _watchdog = Watchdog::new("reclaim inside a shrinker");
-    let group = limited("inside", MAX);
+    let group = in_a_hurry("inside", MAX);
     let pages = Pages::new(&group);
     let own = group.clone();
     let reclaimed = Arc::new(AtomicU32::new(0));
