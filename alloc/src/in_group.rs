@@ -14,6 +14,9 @@ use crate::group::Group;
 /// A task moves between threads and its thread runs other tasks in between, so a scope that is
 /// held across an `await` would charge strangers. A wrapped future enters its group at each
 /// poll and leaves it after, and enters it once more to be dropped.
+///
+/// It does not follow into tasks that the future spawns: they are polled by the runtime, in the
+/// root. Wrap those too: `spawn(task.in_current_group())`.
 pub trait FutureExt: Future {
     /// Runs the future in `group`, of which it holds a handle from now on.
     ///

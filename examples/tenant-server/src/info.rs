@@ -133,7 +133,7 @@ impl Info<'_> {
         ] {
             write!(f, "{name}:{bytes}\r\n{name}_human:{}\r\n", Human(bytes))?;
         }
-        f.write_str("maxmemory_policy:allkeys-lru\r\nmem_allocator:memcg\r\n")?;
+        f.write_str("maxmemory_policy:allkeys-sieve\r\nmem_allocator:memcg\r\n")?;
         write!(f, "mem_fragmentation_ratio:{}\r\n", Ratio(rss, used))
     }
 

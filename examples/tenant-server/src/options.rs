@@ -22,7 +22,7 @@ const DEFAULT_MAX: u64 = 64 << 20;
 ///
 /// SIZE is a number of bytes, with K, M, G or T (powers of 1024, B and iB may follow), or max.
 #[derive(Debug, Parser)]
-#[command(name = "tenant-server", disable_help_subcommand = true)]
+#[command(name = "tenant-server", version, disable_help_subcommand = true)]
 struct Cli {
     /// Address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
@@ -81,7 +81,7 @@ pub(crate) struct Options {
 /// How the command line ends the program.
 #[derive(Debug)]
 pub(crate) enum Stop {
-    /// It asked for help: a text for stdout.
+    /// It asked for help or the version: a text for stdout.
     Help(String),
     /// It was wrong: one line for stderr.
     Wrong(String),

@@ -148,7 +148,7 @@ fn say_parameter(call: &mut Call<'_>, name: &str) -> Result<(), Fault> {
         "proto-max-bulk-len" => MAX_BULK.unsigned_abs(),
         "timeout" => 0,
         "appendonly" => return Ok(call.reply.bulk(b"no")?),
-        "maxmemory-policy" => return Ok(call.reply.bulk(b"allkeys-lru")?),
+        "maxmemory-policy" => return Ok(call.reply.bulk(b"allkeys-sieve")?),
         _ => return Ok(call.reply.bulk(b"")?),
     };
     Ok(say_number(call.reply, number)?)

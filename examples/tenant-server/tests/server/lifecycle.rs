@@ -32,7 +32,7 @@ fn what_it_cannot_do_is_one_line_and_exit_code_2() {
 }
 
 #[test]
-fn help_is_for_stdout() {
+fn help_and_version_are_for_stdout() {
     let output = run(&["--help"]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0));
@@ -48,6 +48,10 @@ fn help_is_for_stdout() {
     ] {
         assert!(said.contains(option), "{option} is missing in {said}");
     }
+    let output = run(&["--version"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(said, format!("tenant-server {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
