@@ -4,7 +4,7 @@ use crate::Tree;
 use crate::context::{Context, Payer, Tag};
 use crate::counter::OverLimit;
 use crate::event::Events;
-use crate::group::{Group, GroupRef, OnLimit};
+use crate::group::{Group, GroupRef, OnLimit, State};
 use crate::limit::Limit;
 use crate::name::Name;
 use crate::sync::lock;
@@ -48,6 +48,11 @@ impl Tree {
     /// the group was made. Wraps.
     pub fn reclaimed(&self, group: GroupRef) -> u64 {
         self.group(group).map_or(0, |record| record.reclaimed())
+    }
+
+    /// Whether `group` is online: neither gone nor dying. May lag.
+    pub fn is_online(&self, group: GroupRef) -> bool {
+        self.group(group).is_some_and(|record| record.state() == State::Online)
     }
 
     /// The `N` largest children of `group`, largest first, each with its usage: names by value,

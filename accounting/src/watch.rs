@@ -91,6 +91,12 @@ impl EventSet {
     pub const fn with(self, kind: EventKind) -> Self {
         Self(self.0 | bit(kind))
     }
+
+    /// Both sets.
+    #[must_use]
+    pub const fn and(self, other: EventSet) -> Self {
+        Self(self.0 | other.0)
+    }
 }
 
 /// What is watched of the group in one slot.
@@ -314,6 +320,17 @@ impl Tree {
                 look(record.slot.load(Ordering::Relaxed));
             }
         });
+    }
+
+    /// In the child of a fork, whose one thread calls it: what was noticed is forgotten, also what
+    /// another thread had taken and not looked at.
+    pub fn forget_noticed(&self) {
+        self.watches.noticed.head.store(NONE, Ordering::Relaxed);
+        for index in 0..self.watches.records.len() {
+            if let Some(record) = self.watches.records.get(index) {
+                record.link.queued.store(false, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Sees to it that the slot of `group` has a record.

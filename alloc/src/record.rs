@@ -48,6 +48,8 @@ pub(crate) struct Record {
     is_drained: AtomicBool,
     /// Whether a drain has the record stopped. The drain mutex guards it.
     is_stopped: AtomicBool,
+    /// Whether the owner waits for memory.
+    is_stalled: AtomicBool,
     next: AtomicPtr<Record>,
 }
 
@@ -90,6 +92,7 @@ impl Record {
             seen_passes: AtomicU32::new(0),
             is_drained: AtomicBool::new(true),
             is_stopped: AtomicBool::new(false),
+            is_stalled: AtomicBool::new(false),
             next: AtomicPtr::new(ptr::null_mut()),
         }
     }
@@ -97,7 +100,8 @@ impl Record {
     /// The tag of who pays for the owner's allocations.
     #[inline(always)]
     pub(crate) fn current(&self) -> Tag {
-        // Relaxed: only the owner writes it; a drain reads it with the record stopped.
+        // Relaxed: only the owner writes it; a drain reads it with the record stopped, and who
+        // looks who is busy takes what it finds.
         Tag::from_bits(self.current.load(Ordering::Relaxed))
     }
 
@@ -153,6 +157,15 @@ impl Record {
 
     pub(crate) fn set_stopped(&self, stopped: bool) {
         self.is_stopped.store(stopped, Ordering::Relaxed);
+    }
+
+    /// Relaxed: it tells who is busy, and nothing else.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.is_stalled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_stalled(&self, stalled: bool) {
+        self.is_stalled.store(stalled, Ordering::Relaxed);
     }
 
     /// Whether the owner has passed no slow path since the last call.
@@ -305,6 +318,7 @@ fn open(record: &'static Record) {
         record.gate.open(Reason::RECLAIM);
     }
     record.set_current(UNSETTLED);
+    record.set_stalled(false);
     record.gate.open(Reason::EMPTY.and(Reason::EXITING));
     record.state.store(CLAIMED, Ordering::Release);
     TREE.set_nr_threads(NR_CLAIMED.fetch_add(1, Ordering::Relaxed) + 1);
