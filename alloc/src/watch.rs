@@ -174,14 +174,7 @@ impl Look {
 }
 
 fn count(group: GroupRef, kind: EventKind) -> u64 {
-    let events = TREE.events(group);
-    match kind {
-        EventKind::Low => events.low,
-        EventKind::High => events.high,
-        EventKind::Max => events.max,
-        EventKind::Oom => events.oom,
-        EventKind::Forced => events.forced,
-    }
+    TREE.events(group).of(kind)
 }
 
 fn stalled_us(group: GroupRef, full: bool) -> u64 {
