@@ -9,7 +9,7 @@
 //!
 //! # Invariants
 //!
-//! - A task is in `TASKS` from when it is made until its end is set; who claimed it runs its turn.
+//! - A task is in `TASKS` until it has come to its end; who claimed it runs its turn.
 //! - `end` is set once, after `progress` has its last value; wakers are taken after that. A poller
 //!   leaves its waker first and looks at `end` then, so one of the two sees the other.
 //! - No lock of this file is held while code of the program runs.
@@ -27,7 +27,7 @@ use memcg_accounting::sync::{Lock, lock};
 use memcg_shrink::{Errand, ErrandEnd, futex_wait, futex_wake};
 
 use crate::error::Error;
-use crate::group::Group;
+use crate::group::{self, Group};
 use crate::guarded::wake_all;
 use crate::process::ENGINE;
 use crate::scope;
@@ -293,22 +293,26 @@ impl Group {
     /// # Ok::<(), memcg::Error>(())
     /// ```
     pub fn reclaim_async(&self, bytes: u64) -> ReclaimTask {
+        // Where nothing is charged there is nothing to reclaim, and nobody who would.
+        let is_installed = group::is_installed();
         let task = scope::unaccounted(|| {
             Arc::new(Task {
                 group: self.as_ref(),
                 path: self.path(),
                 wanted: bytes,
                 progress: AtomicU64::new(0),
-                end: AtomicU32::new(RUNNING),
+                end: AtomicU32::new(if is_installed { RUNNING } else { SHORT }),
                 is_cancelled: AtomicBool::new(false),
                 is_claimed: AtomicBool::new(false),
                 errand: Lock::new(Errand::new(self.as_ref(), bytes)),
                 wakers: Lock::new(Vec::new()),
             })
         });
-        scope::unaccounted(|| lock(&TASKS).0.push(task.clone()));
-        ENGINE.add_task();
-        ENGINE.summon();
+        if is_installed {
+            scope::unaccounted(|| lock(&TASKS).0.push(task.clone()));
+            ENGINE.add_task();
+            ENGINE.summon();
+        }
         ReclaimTask { task }
     }
 }

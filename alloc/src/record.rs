@@ -21,7 +21,9 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use memcg_accounting::sync::{Guard, try_lock, yield_now};
-use memcg_accounting::{BarrierKind, Gate, Payer, Reason, Request, Root, SYSTEM, Tag, now_ms};
+use memcg_accounting::{
+    BarrierKind, Gate, GroupRef, Payer, Reason, Request, Root, SYSTEM, Tag, now_ms,
+};
 
 use crate::cached::Cached;
 use crate::drain::DRAIN;
@@ -383,6 +385,10 @@ fn release(record: &Record) {
 pub(crate) fn take_over() {
     let own = record();
     for record in all().filter(|record| record.is_claimed() && !ptr::eq(*record, own)) {
+        // Its owner may have been reclaiming, for a charge or in the background; the next owner
+        // finds it closed. Everything is below the root, so this gives all of its credit back.
+        TREE.surrender_credit(&record.request, GroupRef::ROOT);
+        TREE.close_request(&record.request);
         if record.is_stopped() {
             // SAFETY: the record is stopped and its owner does not exist.
             unsafe { record.cached() }.empty();
