@@ -37,6 +37,20 @@ pub struct Events {
     pub forced: u64,
 }
 
+impl Events {
+    /// The count of one kind.
+    #[must_use]
+    pub const fn of(&self, kind: EventKind) -> u64 {
+        match kind {
+            EventKind::Low => self.low,
+            EventKind::High => self.high,
+            EventKind::Max => self.max,
+            EventKind::Oom => self.oom,
+            EventKind::Forced => self.forced,
+        }
+    }
+}
+
 /// One group's counters: its own, and those of its subtree.
 #[derive(Debug)]
 pub(crate) struct EventCounters {

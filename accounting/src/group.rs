@@ -138,6 +138,8 @@ pub(crate) struct Group {
     exact_until: AtomicU32,
     allowance: AtomicU64,
     reclaimed: AtomicU64,
+    /// The slot's record of what is watched (`watch.rs`). It outlives the group.
+    watch: AtomicU32,
     next_free: AtomicU32,
 }
 
@@ -186,6 +188,7 @@ impl Record for Group {
             exact_until: zero(),
             allowance: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
+            watch: none(),
             next_free: none(),
         }
     }
@@ -285,6 +288,14 @@ impl Group {
         self.stripe.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn first_child(&self) -> u32 {
+        self.links.first_child.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn next_sibling(&self) -> u32 {
+        self.links.next.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn parent(&self) -> u32 {
         self.links.parent.load(Ordering::Relaxed)
     }
@@ -311,6 +322,15 @@ impl Group {
     /// Under the stripe lock.
     pub(crate) fn add_reclaimed(&self, bytes: u64) {
         self.reclaimed.store(self.reclaimed().wrapping_add(bytes), Ordering::Relaxed);
+    }
+
+    pub(crate) fn watch(&self) -> u32 {
+        self.watch.load(Ordering::Relaxed)
+    }
+
+    /// Under the topology or the stripe lock.
+    pub(crate) fn set_watch(&self, word: u32) {
+        self.watch.store(word, Ordering::Relaxed);
     }
 
     pub(crate) fn kept_name(&self) -> Kept {

@@ -40,9 +40,10 @@ pub mod table;
 mod topology;
 mod tree;
 mod verify;
+mod watch;
 
 pub use barrier::{Barrier, BarrierKind};
-pub use clock::now_ms;
+pub use clock::{now_ms, now_us};
 pub use context::{Payer, Tag};
 pub use counter::{Charged, OverLimit, Want};
 pub use event::{EventKind, Events};
@@ -50,11 +51,13 @@ pub use gate::{Gate, Reason};
 pub use group::{GroupRef, OnLimit, Settings};
 pub use limit::{Limit, ParseLimitError};
 pub use name::{Name, NameError};
+pub use reading::Child;
 pub use request::Request;
 pub use source::{SYSTEM, Source};
 pub use stock::{Entry, MAX_UNSPENT, Stock, UnchargeLog};
 pub use topology::{CreateError, Dying};
 pub use tree::{Root, Tree};
+pub use watch::{Bell, EventSet, NoWatch, Seen, Window};
 
 #[cfg(test)]
 extern crate std;

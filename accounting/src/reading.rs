@@ -4,9 +4,22 @@ use crate::Tree;
 use crate::context::{Context, Payer, Tag};
 use crate::counter::OverLimit;
 use crate::event::Events;
-use crate::group::{Group, GroupRef, OnLimit};
+use crate::group::{Group, GroupRef, OnLimit, State};
 use crate::limit::Limit;
+use crate::name::Name;
+use crate::sync::lock;
+use crate::table::NONE;
+use crate::topology::bytes_of;
 use crate::tree::Root;
+
+/// A child, as it was.
+#[derive(Clone, Copy, Debug)]
+pub struct Child {
+    /// Its name.
+    pub name: Name,
+    /// Its usage.
+    pub usage: u64,
+}
 
 impl Tree {
     /// Who pays in `group`: what its threads have current. The caller has a handle to it.
@@ -35,6 +48,33 @@ impl Tree {
     /// the group was made. Wraps.
     pub fn reclaimed(&self, group: GroupRef) -> u64 {
         self.group(group).map_or(0, |record| record.reclaimed())
+    }
+
+    /// Whether `group` is online: neither gone nor dying. May lag.
+    pub fn is_online(&self, group: GroupRef) -> bool {
+        self.group(group).is_some_and(|record| record.state() == State::Online)
+    }
+
+    /// The `N` largest children of `group`, largest first, each with its usage: names by value,
+    /// for the groups may be gone when they are told of. `O(children)` under the topology lock.
+    pub fn largest_children<const N: usize>(&self, group: GroupRef) -> [Option<Child>; N] {
+        let _topology = lock(&self.topology);
+        let mut largest = [const { None::<(u32, u64)> }; N];
+        let mut slot = self.group(group).map_or(NONE, |record| record.first_child());
+        while let Some(child) = self.groups.get(slot) {
+            let mut next = Some((slot, child.counter.usage()));
+            for place in &mut largest {
+                if place.is_none_or(|(_, usage)| next.is_some_and(|(_, new)| new > usage)) {
+                    core::mem::swap(place, &mut next);
+                }
+            }
+            slot = child.next_sibling();
+        }
+        largest.map(|found| {
+            let (slot, usage) = found?;
+            let name = Name::copy_of(bytes_of(self.groups.get(slot)?));
+            Some(Child { name, usage })
+        })
     }
 
     /// The hard limit.

@@ -7,7 +7,7 @@
 //! # Invariants
 //!
 //! - While open, `credit <= need`, and `credit` bytes are charged through the payer's context.
-//! - All words but `freed` change under the stripe lock of the payer's tree; `open` says whether
+//! - All words but `freed` and `scanned` change under the stripe lock of the payer's tree; `open` says whether
 //!   the rest means anything, and a request closes before its words are used again. One that
 //!   was opened by [`Tree::open_reclaim`] has no payer, needs nothing
 //!   and only counts.
@@ -28,6 +28,7 @@ pub struct Request {
     need: AtomicU64,
     credit: AtomicU64,
     freed: AtomicU64,
+    scanned: AtomicU64,
 }
 
 impl Default for Request {
@@ -48,6 +49,7 @@ impl Request {
                 need: AtomicU64::new(0),
                 credit: AtomicU64::new(0),
                 freed: AtomicU64::new(0),
+                scanned: AtomicU64::new(0),
             }
         }
     }
@@ -55,6 +57,16 @@ impl Request {
     /// Bytes of the target's subtree that were given back on behalf of this request. May lag.
     pub fn freed(&self) -> u64 {
         self.freed.load(Ordering::Relaxed)
+    }
+
+    /// Objects that were looked at on behalf of this request, by whichever thread. May lag.
+    pub fn scanned(&self) -> u64 {
+        self.scanned.load(Ordering::Relaxed)
+    }
+
+    /// Counts objects that were looked at for the request.
+    pub fn add_scanned(&self, objects: u64) {
+        self.scanned.fetch_add(objects, Ordering::Relaxed);
     }
 
     /// Whether the credit covers the need. May lag.
@@ -75,6 +87,7 @@ impl Request {
         self.need.store(need, Ordering::Relaxed);
         self.credit.store(0, Ordering::Relaxed);
         self.freed.store(0, Ordering::Relaxed);
+        self.scanned.store(0, Ordering::Relaxed);
         self.open.store(1, Ordering::Release);
     }
 

@@ -443,6 +443,7 @@ impl Tree {
             // Events are counted under the stripe lock by whoever still has the reference.
             let _guard = self.lock_stripe(group.stripe());
             group.retire();
+            self.note_end(group);
         }
         self.groups.put(slot);
         self.die_if_unused(&mut topology, parent)

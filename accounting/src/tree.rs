@@ -16,6 +16,7 @@ use crate::source::{SYSTEM, Source};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, Guard, Lock, Ordering, lock};
 use crate::table::Table;
 use crate::topology::Topology;
+use crate::watch::Watches;
 
 /// Whether the root is a payer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,7 @@ pub struct Tree {
     pub(crate) contexts: Table<Context>,
     stripes: [Stripe; STRIPES as usize],
     pub(crate) topology: Lock<Topology>,
+    pub(crate) watches: Watches,
     root: AtomicU32,
     source: AtomicPtr<Source>,
     nr_threads: AtomicU32,
@@ -99,6 +101,7 @@ impl Tree {
                 contexts: Table::new(),
                 stripes,
                 topology: Lock::new(Topology::new()),
+                watches: Watches::new(),
                 root: AtomicU32::new(UNMADE),
                 source: AtomicPtr::new((&raw const SYSTEM).cast_mut()),
                 nr_threads: AtomicU32::new(1),
@@ -164,7 +167,7 @@ impl Tree {
 
     /// Bytes of address space that groups and contexts have mapped.
     pub fn metadata_bytes(&self) -> usize {
-        self.groups.mapped_bytes() + self.contexts.mapped_bytes()
+        self.groups.mapped_bytes() + self.contexts.mapped_bytes() + self.watches.mapped_bytes()
     }
 
     // ---- locks and walks ----------------------------------------------------------------
@@ -374,6 +377,7 @@ impl Tree {
         let mut charged = Charged { tag, bytes, over_high: None, forced: false };
         for (slot, group) in self.chain(slot) {
             group.counter.add(bytes);
+            self.usage_changed(group);
             charged.forced |= group.counter.is_over_max();
             if charged.over_high.is_none() && group.counter.is_over_high() {
                 charged.over_high = Some(Self::ref_to(slot, group));
@@ -428,6 +432,7 @@ impl Tree {
         if let Some(slot) = slot {
             for (_, group) in self.chain(slot) {
                 group.counter.sub(bytes);
+                self.usage_changed(group);
             }
         }
         context.sub_bytes(bytes);
@@ -498,12 +503,14 @@ impl Tree {
         }
     }
 
+    /// All levels count, the untracked root too: what happens in the whole process.
     fn count_locked(&self, slot: u32, kind: EventKind) {
-        for (level, group) in self.chain(slot) {
+        for (level, group) in self.ancestors(slot) {
             if level == slot {
                 group.events.count_local(kind);
             }
             group.events.count_subtree(kind);
+            self.note_event(group, kind);
         }
     }
 }

@@ -109,6 +109,7 @@ enum Kind {
     Invalid,
     Unsupported,
     Gone,
+    Cancelled,
     System,
 }
 
@@ -182,14 +183,41 @@ impl Error {
     }
 
     pub(crate) fn busy(group: &Group, wanted: u64, usage: u64, reclaimed: u64) -> Self {
-        let what = format!("{usage} bytes are in use and can't be reclaimed to {wanted}");
+        let what = format!("usage {usage} can't be reclaimed to {wanted}: what is left is in use");
         Self { usage, max: wanted, reclaimed, ..Self::new(Kind::Busy, group.path(), what) }
     }
 
     pub(crate) fn again(group: &Group, requested: u64, reclaimed: u64) -> Self {
-        let what = format!("{reclaimed} of {requested} bytes could be reclaimed");
-        let usage = group.usage();
-        Self { requested, reclaimed, usage, ..Self::new(Kind::Again, group.path(), what) }
+        Self::again_at(group.path(), group.as_ref(), requested, reclaimed)
+    }
+
+    /// The same of a group at `path`, which may be gone.
+    pub(crate) fn again_at(path: String, group: GroupRef, requested: u64, reclaimed: u64) -> Self {
+        let (usage, limit) = (TREE.usage(group), TREE.max(group));
+        let what = format!(
+            "{reclaimed} of {requested} bytes could be reclaimed: usage {usage}, max {limit}"
+        );
+        let max = limit.bytes().unwrap_or(u64::MAX);
+        Self { requested, reclaimed, usage, max, ..Self::new(Kind::Again, path, what) }
+    }
+
+    pub(crate) fn cancelled(path: String, requested: u64, reclaimed: u64) -> Self {
+        let what = format!("cancelled when {reclaimed} of {requested} bytes were reclaimed");
+        Self { requested, reclaimed, ..Self::new(Kind::Cancelled, path, what) }
+    }
+
+    pub(crate) fn gone(path: String, requested: u64, reclaimed: u64) -> Self {
+        let what =
+            format!("the group went offline when {reclaimed} of {requested} bytes were reclaimed");
+        Self { requested, reclaimed, ..Self::new(Kind::Gone, path, what) }
+    }
+
+    pub(crate) fn invalid(group: &Group, what: &'static str) -> Self {
+        Self::new(Kind::Invalid, group.path(), what)
+    }
+
+    pub(crate) fn system_at(group: &Group, what: String) -> Self {
+        Self::new(Kind::System, group.path(), what)
     }
 
     /// A live sibling has the name.
@@ -220,6 +248,12 @@ impl Error {
     #[must_use]
     pub fn is_unsupported(&self) -> bool {
         self.kind == Kind::Unsupported
+    }
+
+    /// The caller ended it before it was done (`EINTR`).
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.kind == Kind::Cancelled
     }
 
     /// The group is going offline.

@@ -10,7 +10,7 @@ use memcg_accounting::sync::lock;
 
 use crate::drain::{self, DRAIN};
 use crate::process::{ENGINE, TREE};
-use crate::{central, hand, record, vector, worker};
+use crate::{central, hand, reclaim_task, record, refusal, vector, watch, worker};
 
 /// Registers the handlers, once: a second `prepare` would wait for the first one's locks.
 pub(crate) fn register() {
@@ -24,6 +24,10 @@ pub(crate) fn register() {
 }
 
 extern "C" fn prepare() {
+    // The program's side first: who holds these allocates.
+    refusal::lock_all();
+    reclaim_task::lock_all();
+    watch::lock_all();
     core::mem::forget(lock(&DRAIN));
     drain::stop(&|_| true);
     hand::wait_for_none();
@@ -50,6 +54,12 @@ fn resume() {
     drain::resume();
     // SAFETY: `prepare` took the mutex and forgot the guard.
     unsafe { DRAIN.force_unlock() };
+    // SAFETY: as above.
+    unsafe { watch::unlock_all() };
+    // SAFETY: as above.
+    unsafe { reclaim_task::unlock_all() };
+    // SAFETY: as above.
+    unsafe { refusal::unlock_all() };
 }
 
 extern "C" fn parent() {
@@ -63,4 +73,7 @@ extern "C" fn child() {
     record::take_over();
     resume();
     worker::after_fork();
+    watch::after_fork();
+    reclaim_task::after_fork();
+    refusal::after_fork();
 }

@@ -1,11 +1,11 @@
 //! What the allocator does for the engine: see [`Host`].
 
-use memcg_accounting::{GroupRef, Reason, Request};
-use memcg_shrink::{Caller, Host};
+use memcg_accounting::{GroupRef, Reason, Request, Tag};
+use memcg_shrink::{Caller, Errand, Host};
 
 use crate::process::TREE;
 use crate::scope::{self, Eager};
-use crate::{drain, hand, record, worker};
+use crate::{drain, hand, reclaim_task, record, refusal, watch, worker};
 
 /// The host of this process's engine.
 pub(crate) struct Allocator;
@@ -63,6 +63,27 @@ impl Host for Allocator {
 
     fn put_down(&self) {
         hand::put_down();
+    }
+
+    fn set_stalled(&self, stalled: bool) {
+        if !record::is_empty() {
+            record::record().set_stalled(stalled);
+        }
+    }
+
+    fn each_busy(&self, look: &mut dyn FnMut(Tag)) {
+        for record in record::all().filter(|record| record.is_claimed() && !record.is_stalled()) {
+            look(record.current());
+        }
+    }
+
+    fn deliver(&self) {
+        watch::deliver();
+        refusal::tell();
+    }
+
+    fn serve_task(&self, turn: &mut dyn FnMut(&mut Errand)) -> bool {
+        reclaim_task::serve(turn)
     }
 
     fn start_worker(&self) -> bool {

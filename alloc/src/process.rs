@@ -6,7 +6,7 @@
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use memcg_accounting::{Barrier, Root, SYSTEM, Tree};
+use memcg_accounting::{Barrier, Bell, Root, SYSTEM, Tree};
 use memcg_shrink::Engine;
 use once_cell::race::OnceBool;
 
@@ -37,6 +37,9 @@ pub(crate) fn start_tracking() {
     TRACKING.store(true, Ordering::Relaxed);
 }
 
+/// What the tree notices is the worker's to deliver.
+static BELL: Bell = Bell { ring: || ENGINE.ring() };
+
 static BEGUN: OnceBool = OnceBool::new();
 static EXIT_KEY: AtomicU32 = AtomicU32::new(u32::MAX);
 
@@ -55,6 +58,7 @@ pub(crate) fn begin(root: Root) -> bool {
         make_exit_key();
         jemalloc::boot();
         ENGINE.set_host(&host::HOST);
+        TREE.set_bell(&BELL);
         // jemalloc registered its handlers when it booted: ours run first before a fork, and
         // last after it.
         fork::register();

@@ -21,7 +21,9 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use memcg_accounting::sync::{Guard, try_lock, yield_now};
-use memcg_accounting::{BarrierKind, Gate, Payer, Reason, Request, Root, SYSTEM, Tag, now_ms};
+use memcg_accounting::{
+    BarrierKind, Gate, GroupRef, Payer, Reason, Request, Root, SYSTEM, Tag, now_ms,
+};
 
 use crate::cached::Cached;
 use crate::drain::DRAIN;
@@ -48,6 +50,8 @@ pub(crate) struct Record {
     is_drained: AtomicBool,
     /// Whether a drain has the record stopped. The drain mutex guards it.
     is_stopped: AtomicBool,
+    /// Whether the owner waits for memory.
+    is_stalled: AtomicBool,
     next: AtomicPtr<Record>,
 }
 
@@ -90,6 +94,7 @@ impl Record {
             seen_passes: AtomicU32::new(0),
             is_drained: AtomicBool::new(true),
             is_stopped: AtomicBool::new(false),
+            is_stalled: AtomicBool::new(false),
             next: AtomicPtr::new(ptr::null_mut()),
         }
     }
@@ -97,7 +102,8 @@ impl Record {
     /// The tag of who pays for the owner's allocations.
     #[inline(always)]
     pub(crate) fn current(&self) -> Tag {
-        // Relaxed: only the owner writes it; a drain reads it with the record stopped.
+        // Relaxed: only the owner writes it; a drain reads it with the record stopped, and who
+        // looks who is busy takes what it finds.
         Tag::from_bits(self.current.load(Ordering::Relaxed))
     }
 
@@ -153,6 +159,15 @@ impl Record {
 
     pub(crate) fn set_stopped(&self, stopped: bool) {
         self.is_stopped.store(stopped, Ordering::Relaxed);
+    }
+
+    /// Relaxed: it tells who is busy, and nothing else.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.is_stalled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_stalled(&self, stalled: bool) {
+        self.is_stalled.store(stalled, Ordering::Relaxed);
     }
 
     /// Whether the owner has passed no slow path since the last call.
@@ -305,6 +320,7 @@ fn open(record: &'static Record) {
         record.gate.open(Reason::RECLAIM);
     }
     record.set_current(UNSETTLED);
+    record.set_stalled(false);
     record.gate.open(Reason::EMPTY.and(Reason::EXITING));
     record.state.store(CLAIMED, Ordering::Release);
     TREE.set_nr_threads(NR_CLAIMED.fetch_add(1, Ordering::Relaxed) + 1);
@@ -369,6 +385,10 @@ fn release(record: &Record) {
 pub(crate) fn take_over() {
     let own = record();
     for record in all().filter(|record| record.is_claimed() && !ptr::eq(*record, own)) {
+        // Its owner may have been reclaiming, for a charge or in the background; the next owner
+        // finds it closed. Everything is below the root, so this gives all of its credit back.
+        TREE.surrender_credit(&record.request, GroupRef::ROOT);
+        TREE.close_request(&record.request);
         if record.is_stopped() {
             // SAFETY: the record is stopped and its owner does not exist.
             unsafe { record.cached() }.empty();

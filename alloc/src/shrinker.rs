@@ -12,6 +12,7 @@ use std::sync::Arc;
 use memcg_shrink::{Control, Place, RawCount, RawScan, RawShrinker, ShrinkerId, ShrinkerName};
 
 use crate::group::Group;
+use crate::guarded::drop_payload;
 use crate::process::ENGINE;
 use crate::scope;
 
@@ -312,13 +313,6 @@ unsafe fn guarded<R>(
     let answer = catch_unwind(AssertUnwindSafe(|| call(&**shrinker, &mut control)));
     raw.nr_scanned = control.raw.nr_scanned;
     answer.map_err(drop_payload).ok()
-}
-
-/// Drops what was thrown; that may throw as well, and what that throws is kept for good.
-fn drop_payload(payload: Box<dyn std::any::Any + Send>) {
-    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        std::mem::forget(again);
-    }
 }
 
 /// # Safety

@@ -14,8 +14,8 @@ use core::mem::MaybeUninit;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::drain;
 use crate::process::ENGINE;
+use crate::{drain, watch};
 
 /// No keeper.
 const NONE: u32 = 0;
@@ -61,7 +61,7 @@ pub(crate) fn after_fork() {
 
 extern "C" fn keep(_: *mut c_void) -> *mut c_void {
     name(c"memcg-keeper");
-    ENGINE.keep(&mut drain::tick, &mut || spawn(WORKER_STACK, work))
+    ENGINE.keep(&mut || drain::tick() | watch::tick(), &mut || spawn(WORKER_STACK, work))
 }
 
 extern "C" fn work(_: *mut c_void) -> *mut c_void {

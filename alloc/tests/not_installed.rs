@@ -26,6 +26,11 @@ fn it_says_that_it_is_not_installed() {
     let error = Group::root().builder("tenant").max(1 << 20).build().expect_err("as above");
     assert!(error.is_unsupported(), "{error}");
     assert!(Group::lookup("/tenant").is_none());
+    let error = Group::root().watch(memcg::Threshold::Usage(1)).expect_err("nothing is charged");
+    assert!(error.is_unsupported(), "{error}");
+    let task = Group::root().reclaim_async(1);
+    let result = task.wait(std::time::Duration::from_secs(1)).expect("it is over");
+    assert!(result.is_err_and(|error| error.is_again()), "there is nothing to reclaim");
     assert!(!memcg::is_installed(), "asking changes nothing");
 }
 

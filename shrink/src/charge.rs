@@ -36,8 +36,10 @@ use crate::pass::{FRUITLESS_ROUNDS, pause};
 use crate::patience::{Deadline, Patience};
 use crate::raw::Cause;
 use crate::reclaimer::Reclaimer;
+use crate::refusal::Tried;
 use crate::scan::{FIRST_PRIORITY, GENTLE_PRIORITY};
 use crate::session::{Phase, Session};
+use crate::stall::Stall;
 use crate::sync::{Ordering, thread_id};
 
 /// The most that reclaim asks for beyond a request, so that a tenant at its limit pays once in
@@ -65,6 +67,9 @@ struct Attempt<'e> {
     over: OverLimit,
     session: Option<Session<'e>>,
     charged: Option<Charged>,
+    /// The wait, for whoever counts it.
+    stall: Option<&'e Stall<'e>>,
+    tried: Tried,
 }
 
 impl Attempt<'_> {
@@ -83,6 +88,16 @@ impl Attempt<'_> {
             Err(over) => self.over = over,
         }
         self.charged.is_some()
+    }
+
+    /// Closes the request, which gives back what it had, and sums up what was tried.
+    fn close(&mut self) {
+        if let Some(session) = self.session.take() {
+            self.tried.scanned = session.request.scanned();
+            self.tried.reclaimed = session.request.freed();
+            self.tried.gave_up = session.gave_up;
+        }
+        self.tried.took_us = self.stall.map_or(0, Stall::length_us);
     }
 
     /// The one cut. What other requests hold as credit does not decide this one.
@@ -180,6 +195,7 @@ impl Attempt<'_> {
             let Some(session) = &mut self.session else { return false };
             let request = session.request;
             let target = self.over.group;
+            self.tried.rounds += 1;
             engine.end_deferred();
             engine.tree.aim_request(request, target);
             let before = request.freed();
@@ -304,26 +320,40 @@ impl Engine {
             return Ok(self.charge_reserved(payer, need, PANIC_ALLOWANCE));
         }
         let allowance = self.allowance(payer, &caller);
-        let mut attempt =
-            Attempt { engine: self, payer, need, ahead, over, session: None, charged: None };
+        let owner = self.tree.owner(payer.tag);
+        let mut tried = Tried::default();
+        let mut last = over;
         if allowance == 0 || !self.is_hopeless(over.group) {
+            let stall = owner.and_then(|group| self.stall(group));
+            let mut attempt = Attempt {
+                engine: self,
+                payer,
+                need,
+                ahead,
+                over,
+                session: None,
+                charged: None,
+                stall: stall.as_ref(),
+                tried,
+            };
             self.make_room(&mut attempt, &caller);
-        }
-        // The request closes here, and gives back what it had.
-        attempt.session = None;
-        if let Some(charged) = attempt.charged {
-            self.after_charge(&charged);
-            return Ok(charged);
+            attempt.close();
+            (last, tried) = (attempt.over, attempt.tried);
+            if let Some(charged) = attempt.charged {
+                self.after_charge(&charged);
+                return Ok(charged);
+            }
         }
         if let Some(charged) = self.charge_over(payer, need, allowance) {
-            self.note_hopeless(attempt.over.group);
+            self.note_hopeless(last.group);
             return Ok(charged);
         }
         // A refusal where reclaim was not allowed is no sign that there was no memory.
         if !caller.no_reclaim {
-            self.tree.refuse(attempt.over.group);
+            self.tree.refuse(last.group);
         }
-        Err(attempt.over)
+        self.note_refusal(last, owner, tried);
+        Err(last)
     }
 
     /// Everything that may let the charge fit.
@@ -341,13 +371,19 @@ impl Engine {
                     let over = attempt.over.group;
                     attempt.session =
                         Session::for_charge(self, request, attempt.payer, over, attempt.need);
+                    if let Some(session) = &mut attempt.session {
+                        session.stall = attempt.stall;
+                    }
                     attempt.try_everything(self.deadline_of(attempt.payer));
                     return;
                 }
                 _ => {
+                    attempt.tried.only_drained = true;
                     self.enqueue(target, batch(attempt.need, attempt.over.max));
                 }
             }
+        } else {
+            attempt.tried.only_drained = true;
         }
         attempt.cut();
     }

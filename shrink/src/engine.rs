@@ -6,6 +6,7 @@ use memcg_accounting::{GroupRef, Request, SYSTEM, Tree};
 
 use crate::background::Queue;
 use crate::crew::Crew;
+use crate::errand::Errands;
 use crate::groups::Groups;
 use crate::host::{Caller, Host, HostPlace, Report};
 use crate::lists::Lists;
@@ -13,9 +14,11 @@ use crate::marks::{Bits, Unmarkings};
 use crate::patience::Deadline;
 use crate::raw::{Place, RawShrinker, ShrinkerName};
 use crate::reclaimer::Reclaimers;
+use crate::refusal::Refusals;
 use crate::registry::{Registry, ShrinkerId};
 use crate::reports::Reports;
 use crate::slot::{Slot, Waited};
+use crate::stall::StallTable;
 #[cfg(not(loom))]
 use crate::sync::lock;
 use crate::sync::{AtomicBool, AtomicU64, Ordering, thread_id};
@@ -33,6 +36,9 @@ pub struct Engine {
     pub(crate) reclaimers: Reclaimers,
     pub(crate) crew: Crew,
     pub(crate) queue: Queue,
+    pub(crate) errands: Errands,
+    pub(crate) stalls: StallTable,
+    pub(crate) refusals: Refusals,
     pub(crate) unmarkings: Unmarkings,
     pub(crate) counters: Counters,
     pub(crate) reports: Reports,
@@ -93,6 +99,9 @@ impl Engine {
                 reclaimers: Reclaimers::new(),
                 crew: Crew::new(),
                 queue: Queue::new(),
+                errands: Errands::new(),
+                stalls: StallTable::new(),
+                refusals: Refusals::new(),
                 reports: Reports::new(),
                 deferred: AtomicBool::new(false),
                 unmarkings: Unmarkings::new(),
@@ -259,6 +268,7 @@ impl Engine {
             metadata_bytes: self.registry.mapped_bytes()
                 + self.groups.mapped_bytes()
                 + self.reclaimers.mapped_bytes()
+                + self.stalls.mapped_bytes()
                 + self.lists.metadata_bytes(),
             workers: self.crew.nr_workers(),
         }
@@ -280,8 +290,10 @@ impl Engine {
         core::mem::forget(self.registry.lock());
         core::mem::forget(lock(self.reclaimers.taking()));
         core::mem::forget(lock(self.queue.lock()));
+        core::mem::forget(lock(self.stalls.changing()));
         core::mem::forget(lock(self.groups.growing()));
         core::mem::forget(lock(self.reports.lock()));
+        core::mem::forget(lock(self.refusals.lock()));
     }
 
     /// Ends what [`lock_all`](Engine::lock_all) began.
@@ -292,9 +304,13 @@ impl Engine {
     #[cfg(not(loom))]
     pub unsafe fn unlock_all(&self) {
         // SAFETY: by contract the lock is held and its guard was forgotten.
+        unsafe { self.refusals.lock().force_unlock() };
+        // SAFETY: as above.
         unsafe { self.reports.lock().force_unlock() };
         // SAFETY: as above.
         unsafe { self.groups.growing().force_unlock() };
+        // SAFETY: as above.
+        unsafe { self.stalls.changing().force_unlock() };
         // SAFETY: as above.
         unsafe { self.queue.lock().force_unlock() };
         // SAFETY: as above.
@@ -325,6 +341,8 @@ impl Engine {
             self.reclaimers.put(index);
         }
         self.reclaimers.forget_posted();
+        self.forget_stalls();
+        self.refusals.forget();
         self.crew.forget();
     }
 

@@ -34,6 +34,8 @@ pub(crate) struct GroupRecord {
     fruitless_turns: AtomicU32,
     scanned: AtomicU64,
     reclaimed: AtomicU64,
+    /// The group's record of stalls (`stall.rs`).
+    stalls: AtomicU32,
     next_free: AtomicU32,
 }
 
@@ -69,6 +71,7 @@ impl Record for GroupRecord {
             fruitless_turns: AtomicU32::new(0),
             scanned: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
+            stalls: AtomicU32::new(NONE),
             next_free: AtomicU32::new(NONE),
         }
     }
@@ -113,6 +116,14 @@ impl GroupRecord {
         let until = if freed == 0 { now_ms.wrapping_add(HOPELESS_MS).max(1) } else { 0 };
         self.background.not_before.store(until, Ordering::Relaxed);
         tries
+    }
+
+    pub(crate) fn stalls(&self) -> u32 {
+        self.stalls.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_stalls(&self, index: u32) {
+        self.stalls.store(index, Ordering::Relaxed);
     }
 
     pub(crate) fn count_scanned(&self, objects: u64) {

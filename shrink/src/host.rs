@@ -3,8 +3,9 @@
 
 use core::fmt;
 
-use memcg_accounting::{GroupRef, Request};
+use memcg_accounting::{GroupRef, Request, Tag};
 
+use crate::errand::Errand;
 use crate::raw::ShrinkerName;
 use crate::sync::{AtomicU32, Cell, Ordering};
 
@@ -68,6 +69,27 @@ pub trait Host: Sync {
 
     /// Ends what [`take_in_hand`](Host::take_in_hand) began.
     fn put_down(&self) {}
+
+    /// Whether the calling thread waits for memory: then it is not busy.
+    fn set_stalled(&self, stalled: bool) {
+        let _ = stalled;
+    }
+
+    /// Shows `look` with which tag each thread pays that does not wait for memory. May lag.
+    fn each_busy(&self, look: &mut dyn FnMut(Tag)) {
+        let _ = look;
+    }
+
+    /// Delivers what was [rung](crate::Engine::ring) for. Runs the program's code; called outside
+    /// allocations only.
+    fn deliver(&self) {}
+
+    /// Does one turn of one task, if one waits ([`Engine::add_task`](crate::Engine::add_task)):
+    /// has `turn` reclaim for it. `false`: none waits.
+    fn serve_task(&self, turn: &mut dyn FnMut(&mut Errand)) -> bool {
+        let _ = turn;
+        false
+    }
 
     /// Sees to it that a thread runs [`Engine::keep`](crate::Engine::keep). Called outside
     /// allocations only. `false`: none can be started; then shrinkers run at safe points.

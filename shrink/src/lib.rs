@@ -13,6 +13,7 @@
 //!   pass       asks them all, from a touch to everything, group by group
 //!   lists      objects per group, found by their tags; they move up when a group goes
 //!   crew       the workers and their keeper      offline   the end of a group, in order
+//!   stall      how long threads waited           refusal   what is told of a refusal
 //! ```
 //!
 //! The crate is `no_std` and does not link `alloc`: it cannot reach the global allocator that
@@ -33,10 +34,12 @@
 //! `try_charge_memcg` in `mm/memcontrol.c`.
 #![cfg_attr(not(loom), no_std)]
 
+mod average;
 mod background;
 mod charge;
 mod crew;
 mod engine;
+mod errand;
 mod groups;
 mod host;
 mod list;
@@ -52,24 +55,31 @@ mod patience;
 mod raw;
 mod reclaim;
 mod reclaimer;
+mod refusal;
 mod registry;
 mod reports;
 mod scan;
 mod session;
 mod slot;
+mod stall;
 mod sync;
 mod work;
 
+pub use average::Stalled;
 pub use charge::{PANIC_ALLOWANCE, RECLAIM_RESERVE};
 pub use crew::MAX_WORKERS;
 pub use engine::{Engine, EngineStat};
+pub use errand::{Errand, ErrandEnd};
 pub use host::{Caller, Host, Report};
 pub use list::{Isolated, Links};
 pub use list_walk::{LruStatus, Wait, Walked};
 pub use lists::{Added, ListLru, Lists};
 pub use patience::Deadline;
 pub use raw::{Cause, Control, Place, RawCount, RawScan, RawShrinker, ShrinkerName};
+pub use refusal::{CHILDREN, Refusal, Tried};
 pub use registry::ShrinkerId;
+pub use stall::{Pressure, Stall};
+pub use sync::{futex_wait, futex_wake};
 
 #[cfg(test)]
 mod tests;

@@ -91,6 +91,7 @@ impl Engine {
             let in_use = self.registry.in_use();
             let marks = self.groups.retire(self.tree, group, parent, in_use);
             self.groups.add_marks(self.tree, parent, marks);
+            self.retire_stalls(group);
             let above = self.tree.offline(dying);
             debug_assert!(above.is_none(), "the parent's handle is held");
             self.groups.add_marks(self.tree, parent, marks);
@@ -107,7 +108,7 @@ impl Engine {
     pub fn run_deferred(&self) {
         // Relaxed: whoever defers something for this thread is this thread, or wakes the worker.
         let is_idle = !self.deferred.load(Ordering::Relaxed)
-            && (self.queue.is_empty() || self.crew.is_there());
+            && (self.crew.is_there() || !self.has_work_unposted());
         if !is_idle {
             self.run_deferred_now();
         }
@@ -119,7 +120,7 @@ impl Engine {
             return;
         }
         self.clear_deferred();
-        if !self.queue.is_empty() && !self.summon() {
+        if self.has_work_unposted() && !self.summon() {
             self.serve_here();
         }
     }

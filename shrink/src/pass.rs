@@ -364,6 +364,7 @@ impl Engine {
             let scanned = control.nr_scanned as u64;
             scanned_here += scanned.min(left);
             run.nr_scanned = run.nr_scanned.saturating_add(scanned);
+            run.request.add_scanned(scanned);
             left = left.saturating_sub(scanned);
             if scanned == 0 || self.is_over(run, patience, priority) {
                 break;

@@ -7,6 +7,7 @@ use crate::pass::Run;
 use crate::patience::Patience;
 use crate::raw::{Cause, Place};
 use crate::reclaimer::{Answer, Ask, Reclaimer};
+use crate::stall::Stall;
 use crate::sync::{Ordering, futex_wait, thread_id};
 
 /// A waiter looks at least this often whether bytes arrived, so that a deadline is renewed from
@@ -40,6 +41,10 @@ pub(crate) struct Session<'e> {
     record: Option<u32>,
     pub(crate) request: &'static Request,
     is_open: bool,
+    /// Waits for the worker that ended at the deadline.
+    pub(crate) gave_up: u32,
+    /// Told of long waits.
+    pub(crate) stall: Option<&'e Stall<'e>>,
 }
 
 impl<'e> Session<'e> {
@@ -69,7 +74,7 @@ impl<'e> Session<'e> {
 
     fn new(engine: &'e Engine, request: &'static Request) -> Option<Self> {
         let (index, _) = engine.reclaimers.take(engine.tree.source(), thread_id(), false)?;
-        Some(Self { engine, record: Some(index), request, is_open: false })
+        Some(Self { engine, record: Some(index), request, is_open: false, gave_up: 0, stall: None })
     }
 
     fn opened(mut self, is_open: bool) -> Option<Self> {
@@ -152,6 +157,9 @@ impl<'e> Session<'e> {
             let left = patience.left(now_ms(), self.request.freed());
             if left != 0 {
                 futex_wait(&me.state, seen, Some(left.min(LOOK_MS)));
+                if let Some(stall) = self.stall {
+                    stall.look();
+                }
                 continue;
             }
             if me.withdraw() {
@@ -161,6 +169,7 @@ impl<'e> Session<'e> {
                 continue;
             }
             engine.counters.gave_up.fetch_add(1, Ordering::Relaxed);
+            self.gave_up += 1;
             // A shrinker that does not return is named, and its worker replaced.
             engine.crew.wake_keeper();
             return Answer { candidates: true, busy: true };

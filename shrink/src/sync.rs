@@ -45,7 +45,7 @@ impl<T> Cell<T> {
 
 /// Sleeps while `word` is `seen`, at most about `timeout_ms` (`None`: without an end). It may
 /// return for no reason, so the caller looks again.
-pub(crate) fn futex_wait(word: &AtomicU32, seen: u32, timeout_ms: Option<u32>) {
+pub fn futex_wait(word: &AtomicU32, seen: u32, timeout_ms: Option<u32>) {
     #[cfg(loom)]
     {
         let _ = (word, seen, timeout_ms);
@@ -65,7 +65,7 @@ pub(crate) fn futex_wait(word: &AtomicU32, seen: u32, timeout_ms: Option<u32>) {
 }
 
 /// Wakes at most `n` threads that sleep on `word`.
-pub(crate) fn futex_wake(word: &AtomicU32, n: i32) {
+pub fn futex_wake(word: &AtomicU32, n: i32) {
     #[cfg(loom)]
     let _ = (word, n);
     #[cfg(not(loom))]

@@ -50,8 +50,13 @@ impl Engine {
 
     fn has_work(&self) -> bool {
         self.reclaimers.has_posted()
-            || !self.queue.is_empty()
+            || self.has_work_unposted()
             || self.deferred.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is work that nobody waits for inside an allocation.
+    pub(crate) fn has_work_unposted(&self) -> bool {
+        !self.queue.is_empty() || self.errands.is_something()
     }
 
     /// Serves all that waits.
@@ -59,12 +64,14 @@ impl Engine {
         let (mut next, mut turns) = (0, 0);
         loop {
             self.clear_deferred();
+            self.deliver(me);
             if turns < TURNS && self.serve_waiter(me, &mut next) {
                 turns += 1;
                 continue;
             }
             turns = 0;
-            if !self.serve_background(me) && !self.reclaimers.has_posted() {
+            let has_served = self.serve_background(me) | self.serve_task(me);
+            if !has_served && !self.reclaimers.has_posted() && !self.errands.has_news() {
                 return;
             }
         }
@@ -141,7 +148,9 @@ impl Engine {
         }
         let taken = self.reclaimers.take(self.tree.source(), thread_id(), false);
         if let Some((index, me)) = taken {
+            self.deliver(me);
             self.serve_background(me);
+            self.serve_task(me);
             self.reclaimers.put(index);
         }
     }

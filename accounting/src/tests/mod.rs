@@ -10,6 +10,8 @@ mod contexts;
 mod loom_context;
 #[cfg(loom)]
 mod loom_gate;
+#[cfg(loom)]
+mod loom_notice;
 #[cfg(not(loom))]
 mod model;
 #[cfg(not(loom))]
@@ -22,3 +24,5 @@ mod stress;
 mod support;
 #[cfg(not(loom))]
 mod tree;
+#[cfg(not(loom))]
+mod watch;

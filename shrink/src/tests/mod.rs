@@ -3,6 +3,8 @@
 #[cfg(not(loom))]
 mod at_the_limit;
 #[cfg(not(loom))]
+mod errands;
+#[cfg(not(loom))]
 mod hostile;
 #[cfg(not(loom))]
 mod list;
@@ -16,5 +18,7 @@ mod loom_mark;
 mod reclaiming;
 #[cfg(not(loom))]
 mod sim;
+#[cfg(not(loom))]
+mod stalls;
 #[cfg(not(loom))]
 mod stress;

@@ -6,6 +6,7 @@ use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use core::time::Duration;
 use std::boxed::Box;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::Instant;
@@ -16,7 +17,7 @@ use memcg_accounting::{
 };
 
 use crate::{
-    Caller, Control, Deadline, Engine, Host, Place, RawCount, RawScan, RawShrinker, Report,
+    Caller, Control, Deadline, Engine, Errand, Host, Place, RawCount, RawScan, RawShrinker, Report,
     ShrinkerId, ShrinkerName,
 };
 
@@ -57,6 +58,11 @@ pub(crate) struct Sim {
     started: AtomicBool,
     pub(crate) nr_ticks: AtomicU32,
     pub(crate) reports: Mutex<Vec<Report>>,
+    /// What threads that do not wait for memory pay with.
+    pub(crate) busy: Mutex<Vec<Tag>>,
+    pub(crate) nr_delivered: AtomicU32,
+    /// Errands that have not ended, and those that have.
+    pub(crate) errands: Mutex<(VecDeque<Errand>, Vec<Errand>)>,
 }
 
 /// The lock of a test, whoever panicked with it.
@@ -123,6 +129,27 @@ impl Host for Sim {
         true
     }
 
+    fn each_busy(&self, look: &mut dyn FnMut(Tag)) {
+        locked(&self.busy).iter().for_each(|&tag| look(tag));
+    }
+
+    fn deliver(&self) {
+        self.nr_delivered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn serve_task(&self, turn: &mut dyn FnMut(&mut Errand)) -> bool {
+        let Some(mut errand) = locked(&self.errands).0.pop_front() else { return false };
+        turn(&mut errand);
+        let mut errands = locked(&self.errands);
+        if errand.end().is_some() {
+            self.engine.end_task();
+            errands.1.push(errand);
+        } else {
+            errands.0.push_back(errand);
+        }
+        true
+    }
+
     fn report(&self, report: Report) {
         locked(&self.reports).push(report);
     }
@@ -146,6 +173,9 @@ impl Sim {
             started: AtomicBool::new(false),
             nr_ticks: AtomicU32::new(0),
             reports: Mutex::new(Vec::new()),
+            busy: Mutex::new(Vec::new()),
+            nr_delivered: AtomicU32::new(0),
+            errands: Mutex::new((VecDeque::new(), Vec::new())),
         }));
         assert!(sim.engine.set_host(sim));
         assert!(!sim.engine.set_host(sim), "a host is set once");
@@ -174,6 +204,11 @@ impl Sim {
     pub(crate) fn be_patient_in(&self, group: GroupRef) {
         let long = Deadline { first_ms: 5000, total_ms: 10_000 };
         assert!(self.engine.set_deadline(group, long));
+    }
+
+    pub(crate) fn send_out(&self, group: GroupRef, bytes: u64) {
+        locked(&self.errands).0.push_back(Errand::new(group, bytes));
+        self.engine.add_task();
     }
 
     // ---- memory -------------------------------------------------------------------------

@@ -1,0 +1,245 @@
+//! Explaining refusals to the program: the hook, and what it is told.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use memcg_accounting::GroupRef;
+use memcg_accounting::sync::{Lock, lock};
+use memcg_shrink::Refusal as RawRefusal;
+
+use crate::error::OverLimit;
+use crate::group::{self, Group};
+use crate::guarded::guarded;
+use crate::process::{ENGINE, TREE};
+use crate::scope;
+
+type Hook = dyn Fn(&Refusal) + Send + Sync;
+
+static HOOK: Lock<Option<Arc<Hook>>> = Lock::new(None);
+/// Somebody is telling: one call of the hook at a time, so one that hangs costs one thread.
+static TELLING: AtomicBool = AtomicBool::new(false);
+
+/// An allocation that was refused, and what was tried before: see [`on_refusal`].
+///
+/// The figures are those of the moment of the refusal. Bytes unless named otherwise.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    path: String,
+    over: OverLimit,
+    payer: Option<GroupRef>,
+    children: Vec<(String, u64)>,
+    tried: memcg_shrink::Tried,
+    suppressed: u64,
+}
+
+impl Refusal {
+    fn from_raw(raw: &RawRefusal) -> Self {
+        let over = OverLimit::from_raw(raw.over);
+        let path = match over.group() {
+            Some(group) => group.path(),
+            None => format!("…/{}", raw.name.as_str()),
+        };
+        let told = |child: &memcg_accounting::Child| (child.name.as_str().to_owned(), child.usage);
+        let children = raw.children.iter().flatten().map(told).collect();
+        let RawRefusal { payer, tried, suppressed, .. } = *raw;
+        Self { path, over, payer, children, tried, suppressed }
+    }
+
+    /// The group whose limit refused; `None` once it is offline.
+    #[must_use]
+    pub fn group(&self) -> Option<Group> {
+        self.over.group()
+    }
+
+    /// Its path; of a group that has gone offline meanwhile, `…/` and its name.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The group that would have paid: the one that refused, or one below it. `None` once it is
+    /// offline.
+    #[must_use]
+    pub fn payer(&self) -> Option<Group> {
+        self.payer.filter(|&group| TREE.try_get(group)).map(Group::from_handle)
+    }
+
+    /// Bytes that were asked for.
+    #[must_use]
+    pub fn requested(&self) -> u64 {
+        self.over.requested()
+    }
+
+    /// Usage of the group that refused.
+    #[must_use]
+    pub fn usage(&self) -> u64 {
+        self.over.usage()
+    }
+
+    /// Its `max`.
+    #[must_use]
+    pub fn max(&self) -> u64 {
+        self.over.max()
+    }
+
+    /// The names and usages of its five largest children, largest first.
+    #[must_use]
+    pub fn children(&self) -> &[(String, u64)] {
+        &self.children
+    }
+
+    /// Objects that shrinkers looked at for the request.
+    #[must_use]
+    pub fn scanned(&self) -> u64 {
+        self.tried.scanned
+    }
+
+    /// Bytes that shrinkers gave back for the request: too few.
+    #[must_use]
+    pub fn reclaimed(&self) -> u64 {
+        self.tried.reclaimed
+    }
+
+    /// Rounds of reclaim. 0 where shrinkers were not asked: see
+    /// [`is_unasked`](Refusal::is_unasked).
+    #[must_use]
+    pub fn rounds(&self) -> u32 {
+        self.tried.rounds
+    }
+
+    /// How long the allocation took to be refused.
+    #[must_use]
+    pub fn took(&self) -> Duration {
+        Duration::from_micros(self.tried.took_us)
+    }
+
+    /// Whether a wait for the worker ended at the deadline: a shrinker there was too slow.
+    #[must_use]
+    pub fn is_timed_out(&self) -> bool {
+        self.tried.gave_up != 0
+    }
+
+    /// Whether no shrinker was asked: the request is larger than the limit, or was made inside
+    /// [`no_reclaim`](crate::no_reclaim).
+    #[must_use]
+    pub fn is_unasked(&self) -> bool {
+        self.tried.only_drained
+    }
+
+    /// Refusals of the same group since the one that was told before: they were not told.
+    #[must_use]
+    pub fn suppressed(&self) -> u64 {
+        self.suppressed
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (requested, usage, max) = (self.requested(), self.usage(), self.max());
+        write!(f, "{} refused {requested} bytes: usage {usage}, max {max}; ", self.path)?;
+        if self.is_unasked() {
+            write!(f, "no shrinker was asked")?;
+        } else {
+            let (rounds, scanned, reclaimed) = (self.rounds(), self.scanned(), self.reclaimed());
+            write!(f, "{rounds} rounds scanned {scanned} objects for {reclaimed} bytes")?;
+        }
+        write!(f, " in {:?}", self.took())?;
+        if self.is_timed_out() {
+            write!(f, ", the worker timed out")?;
+        }
+        for (nr, (name, usage)) in self.children.iter().enumerate() {
+            write!(f, "{}{name} {usage}", if nr == 0 { "; largest children: " } else { ", " })?;
+        }
+        if self.suppressed != 0 {
+            write!(f, "; {} more since the last report", self.suppressed)?;
+        }
+        Ok(())
+    }
+}
+
+/// Has `f` told of refused allocations, and why they were refused. It replaces the one before.
+///
+/// `f` runs on the worker, soon after the refusal, never inside the allocation: it may take
+/// locks, allocate and enter groups. Where no worker can be started it runs at the next safe
+/// point (scope exit, between polls, [`check`](Group::check)). It is called once at a time; what
+/// it throws is caught, and it is called again. One refusal of a group is told a second, at most
+/// 8 wait to be told; [`suppressed`](Refusal::suppressed) counts the others. An infallible
+/// allocation that is refused ends the process, most likely before `f` hears of it.
+///
+/// What is noted inside the allocation goes to a place of fixed size: no allocation, one walk over
+/// the children of the group that refused. Without a hook a refusal pays one load.
+///
+/// # Errors
+///
+/// None; where memcg is not the global allocator nothing is ever refused.
+///
+/// # Examples
+///
+/// ```
+/// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
+/// use std::sync::mpsc;
+///
+/// let (told, hear) = mpsc::channel();
+/// memcg::on_refusal(move |refusal| drop(told.send(refusal.clone())));
+///
+/// let small = memcg::Group::root().builder("small").max(4096).build()?;
+/// let refused = small.run(|| Vec::<u8>::new().try_reserve(10_000));
+/// assert!(refused.is_err());
+///
+/// let refusal = hear.recv().expect("it is told");
+/// assert_eq!((refusal.path(), refusal.max()), ("/small", 4096));
+/// assert!(refusal.requested() >= 10_000, "{refusal}");
+/// # Ok::<(), memcg::Error>(())
+/// ```
+pub fn on_refusal(f: impl Fn(&Refusal) + Send + Sync + 'static) {
+    let hook: Arc<Hook> = scope::unaccounted(|| Arc::new(f));
+    let before = lock(&HOOK).replace(hook);
+    ENGINE.want_refusals();
+    if group::is_installed() {
+        ENGINE.summon();
+    }
+    // User code, so not under the lock.
+    drop(before);
+}
+
+/// Tells the hook what waits.
+pub(crate) fn tell() {
+    // Acquire and Release: one teller sees what the one before took.
+    if TELLING.swap(true, Ordering::Acquire) {
+        return;
+    }
+    while let Some(raw) = ENGINE.take_refusal() {
+        // For each anew: a hook that was replaced is not called any more.
+        let hook = lock(&HOOK).clone();
+        if let Some(hook) = hook {
+            let refusal = scope::unaccounted(|| Refusal::from_raw(&raw));
+            guarded(|| hook(&refusal));
+            // It may be the last of it, and what it holds is the program's.
+            guarded(|| drop(hook));
+        }
+    }
+    TELLING.store(false, Ordering::Release);
+    // What came between the last look and the store found a teller.
+    if ENGINE.has_refusals() {
+        ENGINE.ring();
+    }
+}
+
+pub(crate) fn lock_all() {
+    std::mem::forget(lock(&HOOK));
+}
+
+/// # Safety
+///
+/// The caller, or the thread that it is the copy of, called `lock_all`.
+pub(crate) unsafe fn unlock_all() {
+    // SAFETY: by contract the lock is held and its guard was forgotten.
+    unsafe { HOOK.force_unlock() };
+}
+
+/// In the child of a fork, in which nobody is telling.
+pub(crate) fn after_fork() {
+    TELLING.store(false, Ordering::Relaxed);
+}
