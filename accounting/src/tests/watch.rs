@@ -91,7 +91,10 @@ fn the_end_of_a_group_is_noticed_and_the_next_of_its_slot_is_not_watched() {
 #[test]
 fn only_the_first_of_an_empty_list_rings() {
     static RUNG: AtomicU32 = AtomicU32::new(0);
-    static BELL: Bell = Bell { ring: || drop(RUNG.fetch_add(1, Ordering::Relaxed)) };
+    fn ring() {
+        RUNG.fetch_add(1, Ordering::Relaxed);
+    }
+    static BELL: Bell = Bell { ring };
     let tree = tree(Root::Untracked);
     tree.set_bell(&BELL);
     let groups = ["a", "b", "c"].map(|name| child(tree, ROOT, name));
