@@ -61,30 +61,6 @@ impl Tree {
         record.counter.usage()
     }
 
-    /// Best-effort protection, in bytes.
-    pub fn low(&self, group: GroupRef) -> u64 {
-        self.group(group).map_or(0, |record| record.counter.low())
-    }
-
-    /// Sets best-effort protection.
-    pub fn set_low(&self, group: GroupRef, bytes: u64) {
-        if let Some((_guard, record)) = self.lock_group(group) {
-            record.counter.set_low(bytes);
-        }
-    }
-
-    /// Protection, in bytes.
-    pub fn min(&self, group: GroupRef) -> u64 {
-        self.group(group).map_or(0, |record| record.counter.min())
-    }
-
-    /// Sets protection.
-    pub fn set_min(&self, group: GroupRef, bytes: u64) {
-        if let Some((_guard, record)) = self.lock_group(group) {
-            record.counter.set_min(bytes);
-        }
-    }
-
     /// The policy at the limit.
     pub fn on_limit(&self, group: GroupRef) -> OnLimit {
         self.group(group).map_or(OnLimit::Fail, Group::on_limit)

@@ -451,6 +451,7 @@ impl Tree {
     /// Makes the group's context lead to the parent's.
     fn forward(&self, group: &Group, above: &Group) {
         let _guard = self.lock_stripe(group.stripe());
+        self.end_protection(group);
         let tag = Tag::from_bits(group.context());
         let target = Tag::from_bits(above.context());
         let Some(context) = self.context(tag) else { return };

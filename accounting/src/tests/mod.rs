@@ -13,6 +13,8 @@ mod loom_gate;
 #[cfg(not(loom))]
 mod model;
 #[cfg(not(loom))]
+mod protection;
+#[cfg(not(loom))]
 mod requests;
 #[cfg(not(loom))]
 mod stock_model;
