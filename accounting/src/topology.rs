@@ -524,6 +524,19 @@ impl Tree {
         self.groups.get(parent).map(|record| Tree::ref_to(parent, record))
     }
 
+    /// Whether the reference is not stale. Without a lock, so it may be when the caller looks.
+    pub fn exists(&self, group: GroupRef) -> bool {
+        self.group(group).is_some_and(|record| record.state() != State::Free)
+    }
+
+    /// The parent of an online group, without handle or lock. `None`: the root, or `group` is not
+    /// online. A group's parent never changes, and is there for as long as the group.
+    pub fn online_parent(&self, group: GroupRef) -> Option<GroupRef> {
+        let record = self.group(group).filter(|record| record.state() == State::Online)?;
+        let parent = record.parent();
+        self.groups.get(parent).map(|above| Tree::ref_to(parent, above))
+    }
+
     /// The group that pays for `tag` now, with a handle; `None`: nobody.
     pub fn owner_handle(&self, tag: Tag) -> Option<GroupRef> {
         loop {

@@ -196,6 +196,10 @@ impl Engine {
             run.is_turn = true;
             self.host().begin_eager(Some(request));
             self.passes(&mut run, &mut patience, FIRST_PRIORITY, 0);
+            if run.answer.low && run.yielded_at.is_none() && request.freed() == before {
+                run.breaks_low = true;
+                self.passes(&mut run, &mut patience, FIRST_PRIORITY, 0);
+            }
             self.host().end_eager();
             let freed = request.freed();
             end = if run.answer.busy { End::Busy } else { End::Other };

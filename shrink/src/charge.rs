@@ -8,7 +8,7 @@
 //!     ├─ rounds, while bytes come back, else 16 at most:
 //!     │    gentle passes: this thread's shrinkers, the worker's ─► retry
 //!     │    the one cut, once                                  ─► retry, with all threads stopped
-//!     │    the last quarter of each cache                     ─► retry
+//!     │    the last quarter of each cache, then groups under `low` ─► retry
 //!     │  until others have put down what they were evicting
 //!     ├─ the one cut                                          ─► retry, with all threads stopped
 //!     │  and again, until the deadline, if bytes came back since
@@ -171,13 +171,14 @@ impl Attempt<'_> {
                 goal: before.saturating_add(batch(self.need, self.over.max)),
                 causes: (Cause::Direct, Cause::Worker),
                 priorities: (FIRST_PRIORITY, GENTLE_PRIORITY),
+                breaks_low: false,
                 all_here: false,
             };
             let mut answer = session.ask(&phase, patience);
             if self.retry() {
                 return true;
             }
-            let has_more = answer.candidates || answer.busy;
+            let has_more = answer.candidates || answer.busy || answer.low;
             if has_more && request.freed() < phase.goal {
                 if !*has_cut && self.cut() {
                     return true;
@@ -186,6 +187,9 @@ impl Attempt<'_> {
                 phase.priorities = (GENTLE_PRIORITY - 1, 0);
                 if let Some(session) = &mut self.session {
                     answer = answer.or(session.ask(&phase, patience));
+                    if request.freed() == before {
+                        answer = session.ask_low(&phase, answer, patience);
+                    }
                 }
                 if self.retry() {
                     return true;

@@ -6,6 +6,8 @@
 use memcg_accounting::table::{NONE, Record, Table};
 use memcg_accounting::{GroupRef, Tree};
 
+use crate::deferred::Deferred;
+use crate::marked::MarkedLinks;
 use crate::marks::{Bits, Marks};
 use crate::patience::Deadline;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Lock, Ordering, lock};
@@ -25,6 +27,7 @@ fn is_ahead(until: u32, now_ms: u32) -> bool {
 #[derive(Debug)]
 pub(crate) struct GroupRecord {
     pub(crate) marks: Marks,
+    pub(crate) marked: MarkedLinks,
     /// Where the group stands in the queue of background work.
     pub(crate) background: Background,
     deadline: AtomicU64,
@@ -32,6 +35,10 @@ pub(crate) struct GroupRecord {
     tidy_paid: AtomicBool,
     hopeless_until: AtomicU32,
     fruitless_turns: AtomicU32,
+    /// What shrinkers owe here: see `deferred.rs`.
+    pub(crate) owed: AtomicU32,
+    /// The longest pause over `high`; 0: none. Milliseconds.
+    pub(crate) throttle_ms: AtomicU32,
     scanned: AtomicU64,
     reclaimed: AtomicU64,
     next_free: AtomicU32,
@@ -55,6 +62,7 @@ impl Record for GroupRecord {
     fn new() -> Self {
         Self {
             marks: Marks::new(),
+            marked: MarkedLinks::new(),
             background: Background {
                 queued: AtomicBool::new(false),
                 not_before: AtomicU32::new(0),
@@ -67,6 +75,8 @@ impl Record for GroupRecord {
             tidy_paid: AtomicBool::new(true),
             hopeless_until: AtomicU32::new(0),
             fruitless_turns: AtomicU32::new(0),
+            owed: AtomicU32::new(NONE),
+            throttle_ms: AtomicU32::new(0),
             scanned: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
             next_free: AtomicU32::new(NONE),
@@ -132,6 +142,7 @@ impl GroupRecord {
     /// answers the counts.
     fn reset(&self) -> (u64, u64) {
         self.deadline.store(0, Ordering::Relaxed);
+        self.throttle_ms.store(0, Ordering::Relaxed);
         self.tidied_at.store(0, Ordering::Relaxed);
         self.tidy_paid.store(true, Ordering::Relaxed);
         self.background.not_before.store(0, Ordering::Relaxed);
@@ -184,6 +195,17 @@ impl Groups {
         self.find(group)
     }
 
+    /// How many slots have a record.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> u32 {
+        self.records.len()
+    }
+
+    /// Whether marks were lost, so that every group counts as marked.
+    pub(crate) fn is_unrecorded(&self) -> bool {
+        self.unrecorded.load(Ordering::Relaxed)
+    }
+
     /// The marked bits of `group` among `in_use`.
     pub(crate) fn marks(&self, group: GroupRef, in_use: Bits) -> Bits {
         if self.unrecorded.load(Ordering::Relaxed) {
@@ -206,20 +228,24 @@ impl Groups {
         }
     }
 
-    /// Takes the marks of a dying group, and adds its counts to its parent's.
+    /// Takes the marks of a dying group, and adds its counts and what is owed in it to its
+    /// parent's.
     pub(crate) fn retire(
         &self,
         tree: &Tree,
         group: GroupRef,
         parent: GroupRef,
         in_use: Bits,
+        deferred: &Deferred,
     ) -> Bits {
         let Some(record) = self.find(group) else { return Marks::fresh(in_use) };
         let (scanned, reclaimed) = record.reset();
-        if let Some(above) = self.record(tree, parent) {
+        let above = self.record(tree, parent);
+        if let Some(above) = above {
             above.count_scanned(scanned);
             above.count_reclaimed(reclaimed);
         }
+        deferred.move_up(&record.owed, above.map(|above| &above.owed));
         record.marks.take(in_use)
     }
 

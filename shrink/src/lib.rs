@@ -10,6 +10,7 @@
 //!                      └── the others: on a worker, while this thread waits, within a deadline
 //!
 //!   registry   who can give            marks    in which groups each has something
+//!   marked     the groups where anything is, as a tree; walks go over it
 //!   pass       asks them all, from a touch to everything, group by group
 //!   lists      objects per group, found by their tags; they move up when a group goes
 //!   crew       the workers and their keeper      offline   the end of a group, in order
@@ -23,8 +24,8 @@
 //! 1. the drain mutex of the host
 //! 2. the locks of the tree
 //! 3. the lists' (see `lists.rs`; never together with the tree's)
-//! 4. registry, records of reclaimers, background queue
-//! 5. growing the groups' records, reports
+//! 4. marked groups, registry, records of reclaimers, background queue
+//! 5. growing the groups' records, what shrinkers owe, reports
 //!
 //! No lock of this crate is held while a shrinker runs, and none but the first while a thread
 //! waits.
@@ -36,6 +37,7 @@
 mod background;
 mod charge;
 mod crew;
+mod deferred;
 mod engine;
 mod groups;
 mod host;
@@ -45,6 +47,7 @@ mod list_index;
 mod list_offline;
 mod list_walk;
 mod lists;
+mod marked;
 mod marks;
 mod offline;
 mod pass;
@@ -58,6 +61,7 @@ mod scan;
 mod session;
 mod slot;
 mod sync;
+mod walks;
 mod work;
 
 pub use charge::{PANIC_ALLOWANCE, RECLAIM_RESERVE};

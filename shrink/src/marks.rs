@@ -149,15 +149,19 @@ impl Marks {
 
     /// Marks `bit`. What the caller linked before is found by every later [`settle`](Marks::settle),
     /// or the mark stays.
-    pub(crate) fn mark(&self, bit: Bit) {
+    ///
+    /// Answers whether it had to be set.
+    pub(crate) fn mark(&self, bit: Bit) -> bool {
         if step!(self, MarkFence) {
             // Partner: the fence in `settle`. Without it the look below could come before the
             // link, find the bit still set, and miss that it is being cleared.
             fence(Ordering::SeqCst);
         }
-        if !self.is_marked(bit) {
+        let is_new = !self.is_marked(bit);
+        if is_new {
             self.set(bit);
         }
+        is_new
     }
 
     /// Sets a bit to "marked". Relaxed: the fences around it order it.

@@ -39,6 +39,7 @@ impl Engine {
                 goal: bytes - drained,
                 causes: (cause, cause),
                 priorities: (FIRST_PRIORITY, GENTLE_PRIORITY),
+                breaks_low: false,
                 all_here,
             };
             let mut answer = session.ask(&phase, &mut patience);
@@ -49,10 +50,13 @@ impl Engine {
                 phase.priorities = (GENTLE_PRIORITY - 1, 0);
                 if request.freed() < phase.goal {
                     answer = answer.or(session.ask(&phase, &mut patience));
+                    if request.freed() == before {
+                        answer = session.ask_low(&phase, answer, &mut patience);
+                    }
                 }
             }
             let freed = request.freed();
-            let is_done = freed >= phase.goal || !(answer.candidates || answer.busy);
+            let is_done = freed >= phase.goal || !(answer.candidates || answer.busy || answer.low);
             if is_done || patience.is_over(now_ms(), freed) {
                 break;
             }

@@ -164,7 +164,7 @@ impl Sim {
 
     pub(crate) fn group(&self, parent: GroupRef, name: &str, max: u64) -> GroupRef {
         let settings = Settings { max: Limit::Bytes(max), ..Settings::default() };
-        self.tree.create(parent, name, settings).expect("made")
+        self.engine.create(parent, name, settings).expect("made")
     }
 
     /// Where a test is not about time, other tests that take the CPU must not decide it.
