@@ -12,9 +12,15 @@ mod loom_call;
 mod loom_list;
 #[cfg(loom)]
 mod loom_mark;
+#[cfg(loom)]
+mod loom_marked;
+#[cfg(not(loom))]
+mod protecting;
 #[cfg(not(loom))]
 mod reclaiming;
 #[cfg(not(loom))]
 mod sim;
 #[cfg(not(loom))]
 mod stress;
+#[cfg(not(loom))]
+mod walking;

@@ -346,6 +346,11 @@ impl Toy {
         (toy, id)
     }
 
+    /// The shrinker that it marks from now on.
+    pub(crate) fn serve(&self, id: ShrinkerId) {
+        self.id.set(id).expect("set once");
+    }
+
     pub(crate) fn recipe(self: &Arc<Self>, name: &'static str, place: Place) -> Recipe {
         let (counting, scanning) = (self.clone(), self.clone());
         Recipe::new(
