@@ -4,7 +4,7 @@ use memcg_accounting::{Limit, OnLimit, Settings};
 
 use crate::error::Error;
 use crate::group::{self, Group};
-use crate::process::{ENGINE, TREE};
+use crate::process::ENGINE;
 use crate::worker;
 
 /// Makes a group: [`Group::builder`].

@@ -65,6 +65,10 @@ impl Host for Allocator {
         hand::put_down();
     }
 
+    fn charged_over_high(&self, group: GroupRef, bytes: u64) {
+        scope::owe_over_high(group, bytes);
+    }
+
     fn start_worker(&self) -> bool {
         worker::start()
     }

@@ -262,6 +262,7 @@ impl Engine {
     pub fn after_charge(&self, charged: &Charged) {
         if let Some(group) = charged.over_high {
             self.kick_high(group);
+            self.host().charged_over_high(group, charged.bytes);
         }
     }
 

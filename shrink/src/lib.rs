@@ -61,6 +61,7 @@ mod scan;
 mod session;
 mod slot;
 mod sync;
+mod throttle;
 mod walks;
 mod work;
 
@@ -74,6 +75,7 @@ pub use lists::{Added, ListLru, Lists};
 pub use patience::Deadline;
 pub use raw::{Cause, Control, Place, RawCount, RawScan, RawShrinker, ShrinkerName};
 pub use registry::ShrinkerId;
+pub use throttle::LONGEST_THROTTLE_MS;
 
 #[cfg(test)]
 mod tests;

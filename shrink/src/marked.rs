@@ -352,7 +352,7 @@ impl Groups {
     /// # Panics
     ///
     /// Panics if one does not hold, naming it.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn check_marked(&self, tree: &Tree, marked: &Marked, in_use: Bits) {
         let locked = Locked::new(marked, self);
         let mut nr_linked = 0;

@@ -23,4 +23,6 @@ mod sim;
 #[cfg(not(loom))]
 mod stress;
 #[cfg(not(loom))]
+mod throttling;
+#[cfg(not(loom))]
 mod walking;

@@ -50,6 +50,8 @@ pub(crate) struct Sim {
     pub(crate) nr_cuts: AtomicU32,
     /// Runs before and after each cut, while it keeps all others out.
     pub(crate) around_cut: Mutex<Option<Box<dyn FnMut(Moment) + Send>>>,
+    /// What the engine told of charges over `high`.
+    pub(crate) over_high: Mutex<Vec<(GroupRef, u64)>>,
     pub(crate) can_start: AtomicBool,
     started: AtomicBool,
     pub(crate) nr_ticks: AtomicU32,
@@ -120,6 +122,10 @@ impl Host for Sim {
         true
     }
 
+    fn charged_over_high(&self, group: GroupRef, bytes: u64) {
+        locked(&self.over_high).push((group, bytes));
+    }
+
     fn report(&self, report: Report) {
         locked(&self.reports).push(report);
     }
@@ -139,6 +145,7 @@ impl Sim {
             nr_drains: AtomicU32::new(0),
             nr_cuts: AtomicU32::new(0),
             around_cut: Mutex::new(None),
+            over_high: Mutex::new(Vec::new()),
             can_start: AtomicBool::new(true),
             started: AtomicBool::new(false),
             nr_ticks: AtomicU32::new(0),
