@@ -4,7 +4,7 @@
 //!   charge ─fits─► done
 //!     │ over a limit: event `max`
 //!     ├─ reclaiming already: forced, within a reserve
-//!     ├─ tidy drain, if the last one paid or is long ago      ─► retry
+//!     ├─ tidy drain, if the last one paid or is long ago      ─► retry, with all threads stopped
 //!     ├─ rounds, while bytes come back, else 16 at most:
 //!     │    gentle passes: this thread's shrinkers, the worker's ─► retry
 //!     │    the one cut, once                                  ─► retry, with all threads stopped
@@ -31,6 +31,7 @@ use memcg_accounting::{
 };
 
 use crate::Engine;
+use crate::groups::Tidiness;
 use crate::host::Caller;
 use crate::pass::{FRUITLESS_ROUNDS, pause};
 use crate::patience::{Deadline, Patience};
@@ -311,9 +312,8 @@ impl Engine {
     /// Everything that may let the charge fit.
     fn make_room<'e>(&'e self, attempt: &mut Attempt<'e>, caller: &Caller) {
         let target = attempt.over.group;
-        self.tidy(target);
-        // Also where it got nothing: another drain may have taken, or be taking, what there was.
-        if attempt.retry() {
+        let longest = self.deadline_of(attempt.payer).total_ms;
+        if self.tidy_for(target, longest, &mut || attempt.retry()) {
             return;
         }
         // What is larger than the limit fits by no reclaim: nothing is evicted for it.
@@ -343,12 +343,12 @@ impl Engine {
     pub(crate) fn tidy(&self, group: GroupRef) -> u64 {
         let record = self.groups.record(self.tree, group);
         let now = now_ms();
-        if record.is_some_and(|record| !record.is_tidy_due(now)) {
+        if record.is_some_and(|record| record.tidiness(now) != Tidiness::Due) {
             return 0;
         }
         if let Some(record) = record {
             // Others find one under way, and do not repeat it.
-            record.tidied(now, 0);
+            record.tidy_begins(now);
         }
         let bytes = self.host().drain(group);
         if let Some(record) = record {

@@ -62,6 +62,7 @@ mod session;
 mod slot;
 mod sync;
 mod throttle;
+mod tidy;
 mod walks;
 mod work;
 
