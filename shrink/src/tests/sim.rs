@@ -35,6 +35,9 @@ pub(crate) enum Moment {
     AfterCut,
 }
 
+/// What looks on.
+pub(crate) type Hook = Box<dyn FnMut(Moment) + Send>;
+
 /// A process: its tree, its engine, and what its threads cache.
 pub(crate) struct Sim {
     pub(crate) tree: &'static Tree,
@@ -49,7 +52,7 @@ pub(crate) struct Sim {
     pub(crate) nr_drains: AtomicU32,
     pub(crate) nr_cuts: AtomicU32,
     /// Runs before and after each cut, while it keeps all others out.
-    pub(crate) around_cut: Mutex<Option<Box<dyn FnMut(Moment) + Send>>>,
+    pub(crate) around_cut: Mutex<Option<Hook>>,
     /// What the engine told of charges over `high`.
     pub(crate) over_high: Mutex<Vec<(GroupRef, u64)>>,
     pub(crate) can_start: AtomicBool,
