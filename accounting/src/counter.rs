@@ -23,6 +23,9 @@ pub(crate) struct Counter {
     high: AtomicU64,
     low: AtomicU64,
     min: AtomicU64,
+    /// What the children claim of this group's `min` and `low`: see `protection.rs`.
+    pub(crate) children_min: AtomicU64,
+    pub(crate) children_low: AtomicU64,
 }
 
 fn encode(limit: Limit) -> u64 {
@@ -44,6 +47,8 @@ impl Counter {
             high: AtomicU64::new(u64::MAX),
             low: AtomicU64::new(0),
             min: AtomicU64::new(0),
+            children_min: AtomicU64::new(0),
+            children_low: AtomicU64::new(0),
         }
     }
 
@@ -58,6 +63,8 @@ impl Counter {
             (&self.high, u64::MAX),
             (&self.low, 0),
             (&self.min, 0),
+            (&self.children_min, 0),
+            (&self.children_low, 0),
         ] {
             word.store(value, Ordering::Relaxed);
         }

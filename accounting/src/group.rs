@@ -314,7 +314,8 @@ impl Group {
         self.inherited_contexts.store(left, Ordering::Relaxed);
     }
 
-    /// Bytes of the subtree that reclaim has given back, on behalf of whomever.
+    /// Bytes of the subtree that reclaim has given back, on behalf of whomever, or that became a
+    /// parent's.
     pub(crate) fn reclaimed(&self) -> u64 {
         self.reclaimed.load(Ordering::Relaxed)
     }

@@ -44,8 +44,9 @@ impl Tree {
         self.group(group).map_or(0, |record| record.counter.peak())
     }
 
-    /// Bytes of the subtree that were given back on behalf of [requests](crate::Request), since
-    /// the group was made. Wraps.
+    /// Bytes of the subtree that were given back on behalf of [requests](crate::Request), or
+    /// became a parent's when their group ended, since the group was made. Wraps. What changes it
+    /// may have let something fit, or let something be found.
     pub fn reclaimed(&self, group: GroupRef) -> u64 {
         self.group(group).map_or(0, |record| record.reclaimed())
     }
@@ -99,30 +100,6 @@ impl Tree {
         let Some((_guard, record)) = self.lock_group(group) else { return 0 };
         record.counter.set_high(limit);
         record.counter.usage()
-    }
-
-    /// Best-effort protection, in bytes.
-    pub fn low(&self, group: GroupRef) -> u64 {
-        self.group(group).map_or(0, |record| record.counter.low())
-    }
-
-    /// Sets best-effort protection.
-    pub fn set_low(&self, group: GroupRef, bytes: u64) {
-        if let Some((_guard, record)) = self.lock_group(group) {
-            record.counter.set_low(bytes);
-        }
-    }
-
-    /// Protection, in bytes.
-    pub fn min(&self, group: GroupRef) -> u64 {
-        self.group(group).map_or(0, |record| record.counter.min())
-    }
-
-    /// Sets protection.
-    pub fn set_min(&self, group: GroupRef, bytes: u64) {
-        if let Some((_guard, record)) = self.lock_group(group) {
-            record.counter.set_min(bytes);
-        }
     }
 
     /// The policy at the limit.

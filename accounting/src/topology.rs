@@ -452,9 +452,14 @@ impl Tree {
     /// Makes the group's context lead to the parent's.
     fn forward(&self, group: &Group, above: &Group) {
         let _guard = self.lock_stripe(group.stripe());
+        self.end_protection(group);
         let tag = Tag::from_bits(group.context());
         let target = Tag::from_bits(above.context());
         let Some(context) = self.context(tag) else { return };
+        let usage = group.counter.usage();
+        for (_, above) in self.chain(group.parent()) {
+            above.add_reclaimed(usage);
+        }
         if !target.is_nobody() {
             above.add_inherited_contexts(group.inherited_contexts() + 1);
         }
@@ -522,6 +527,19 @@ impl Tree {
         let _topology = lock(&self.topology);
         let parent = self.group(group)?.parent();
         self.groups.get(parent).map(|record| Tree::ref_to(parent, record))
+    }
+
+    /// Whether the reference is not stale. Without a lock, so it may be when the caller looks.
+    pub fn exists(&self, group: GroupRef) -> bool {
+        self.group(group).is_some_and(|record| record.state() != State::Free)
+    }
+
+    /// The parent of an online group, without handle or lock. `None`: the root, or `group` is not
+    /// online. A group's parent never changes, and is there for as long as the group.
+    pub fn online_parent(&self, group: GroupRef) -> Option<GroupRef> {
+        let record = self.group(group).filter(|record| record.state() == State::Online)?;
+        let parent = record.parent();
+        self.groups.get(parent).map(|above| Tree::ref_to(parent, above))
     }
 
     /// The group that pays for `tag` now, with a handle; `None`: nobody.

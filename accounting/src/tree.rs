@@ -12,6 +12,7 @@ use crate::counter::{Charged, OverLimit, Want};
 use crate::event::EventKind;
 use crate::gate::step;
 use crate::group::{Group, GroupRef};
+use crate::protection::Claims;
 use crate::source::{SYSTEM, Source};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, Guard, Lock, Ordering, lock};
 use crate::table::Table;
@@ -375,9 +376,13 @@ impl Tree {
 
     pub(crate) fn add_locked(&self, tag: Tag, context: &Context, slot: u32, bytes: u64) -> Charged {
         let mut charged = Charged { tag, bytes, over_high: None, forced: false };
+        let mut claims = Claims::default();
         for (slot, group) in self.chain(slot) {
+            group.counter.change_children(claims);
+            let before = group.counter.claims();
             group.counter.add(bytes);
             self.usage_changed(group);
+            claims = group.counter.claims_since(before);
             charged.forced |= group.counter.is_over_max();
             if charged.over_high.is_none() && group.counter.is_over_high() {
                 charged.over_high = Some(Self::ref_to(slot, group));
@@ -430,9 +435,13 @@ impl Tree {
         }
         let slot = self.resolve(context);
         if let Some(slot) = slot {
+            let mut claims = Claims::default();
             for (_, group) in self.chain(slot) {
+                group.counter.change_children(claims);
+                let before = group.counter.claims();
                 group.counter.sub(bytes);
                 self.usage_changed(group);
+                claims = group.counter.claims_since(before);
             }
         }
         context.sub_bytes(bytes);

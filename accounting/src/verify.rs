@@ -41,6 +41,14 @@ impl Tree {
         let words = self.groups.len() as usize;
         let sums = Scratch::new(self, words);
         let forwards = Scratch::new(self, words);
+        let (of_min, of_low) = (Scratch::new(self, words), Scratch::new(self, words));
+        for (_, group) in self.live_groups() {
+            if let Some((parent, _)) = self.chain(group.parent()).next() {
+                let usage = group.counter.usage();
+                of_min.add(parent, usage.min(group.counter.min()));
+                of_low.add(parent, usage.min(group.counter.low()));
+            }
+        }
         for tag in 1..self.contexts.len() {
             let Some(context) = self.contexts.get(tag).filter(|context| !context.is_idle()) else {
                 continue;
@@ -71,6 +79,9 @@ impl Tree {
                 "usage of {slot} is what its subtree's contexts hold"
             );
             assert!(group.counter.peak() >= usage, "peak of group {slot} is at least its usage");
+            let claims = (of_min.get(slot), of_low.get(slot));
+            let known = group.counter.children_claims();
+            assert_eq!(known, claims, "what the children of group {slot} claim of min and low");
             let known = u64::from(group.inherited_contexts());
             assert_eq!(known, forwards.get(slot), "contexts that group {slot} has inherited");
         }

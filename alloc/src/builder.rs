@@ -4,7 +4,7 @@ use memcg_accounting::{Limit, OnLimit, Settings};
 
 use crate::error::Error;
 use crate::group::{self, Group};
-use crate::process::{ENGINE, TREE};
+use crate::process::ENGINE;
 use crate::worker;
 
 /// Makes a group: [`Group::builder`].
@@ -73,7 +73,7 @@ impl GroupBuilder {
     /// See [`Group::create`].
     pub fn build(self) -> Result<Group, Error> {
         group::prepare(|| self.parent.path())?;
-        let made = TREE
+        let made = ENGINE
             .create(self.parent.as_ref(), &self.name, self.settings)
             .map_err(|error| Error::create(&self.parent, &self.name, error))?;
         ENGINE.summon();

@@ -249,13 +249,22 @@ impl Group {
         Ok(())
     }
 
-    /// Best-effort protection, in bytes.
+    /// Best-effort protection, in bytes: see [`set_low`](Group::set_low).
     #[must_use]
     pub fn low(&self) -> u64 {
         TREE.low(self.group)
     }
 
-    /// Sets best-effort protection.
+    /// Sets best-effort protection: what this group and those below it use up to it is evicted for
+    /// a limit above only when nothing else is left, which counts the event `low`.
+    ///
+    /// What is above the protection is asked for in proportion. It holds against limits of the
+    /// groups above, not against the group's own; children share what their parent has, by what
+    /// they use of what they claim, and what none claims goes to those who use more. It keeps
+    /// what can be evicted: pinned memory needs no protection.
+    ///
+    /// Source: `memory.low`, with `memory_recursiveprot`. The kernel asks object caches of a group
+    /// above its protection for a full share; here theirs is in proportion too.
     ///
     /// # Errors
     ///
@@ -266,13 +275,16 @@ impl Group {
         Ok(())
     }
 
-    /// Protection, in bytes.
+    /// Protection, in bytes: see [`set_min`](Group::set_min).
     #[must_use]
     pub fn min(&self) -> u64 {
         TREE.min(self.group)
     }
 
-    /// Sets protection.
+    /// Sets protection: as [`set_low`](Group::set_low), but what is under it is never evicted for a
+    /// limit above: an allocation is refused instead.
+    ///
+    /// Source: `memory.min`.
     ///
     /// # Errors
     ///
@@ -313,6 +325,33 @@ impl Group {
         let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         let deadline = Deadline { first_ms: ms(first), total_ms: ms(total) };
         ENGINE.set_deadline(self.group, deadline);
+    }
+
+    /// Slows down threads that charge this group, or one below it, while it is over its `high`: at
+    /// safe points (the end of a scope, of a poll of [`InGroup`](crate::InGroup),
+    /// [`check`](Group::check)) such a thread pauses, the longer the further over it and the more
+    /// it charged, and `longest` at most; 100 ms if that is less. `None`, the default: it does not.
+    ///
+    /// It never pauses inside an allocation, a shrinker or [`no_reclaim`](crate::no_reclaim), and
+    /// nothing is refused. Counts in milliseconds, at least one. Where several levels are over
+    /// their `high`, the longest pause counts.
+    ///
+    /// Source: `calculate_high_delay` in the kernel's `mm/memcontrol.c`: 2 s at most there, and
+    /// always on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
+    /// use std::time::Duration;
+    ///
+    /// let batch = memcg::Group::root().builder("batch").high(256 << 20).build()?;
+    /// batch.set_throttle(Some(Duration::from_millis(20)));
+    /// # Ok::<(), memcg::Error>(())
+    /// ```
+    pub fn set_throttle(&self, longest: Option<Duration>) {
+        let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1);
+        ENGINE.set_throttle(self.group, longest.map_or(0, ms));
     }
 
     /// Whether the group and all its ancestors are within their `max`. One short lock.

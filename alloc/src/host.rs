@@ -86,6 +86,10 @@ impl Host for Allocator {
         reclaim_task::serve(turn)
     }
 
+    fn charged_over_high(&self, group: GroupRef, bytes: u64) {
+        scope::owe_over_high(group, bytes);
+    }
+
     fn start_worker(&self) -> bool {
         worker::start()
     }

@@ -39,6 +39,8 @@ thread_local! {
     static NO_RECLAIM: Cell<u32> = const { Cell::new(0) };
     static FALLIBLE: Cell<u32> = const { Cell::new(0) };
     static EAGER: Cell<Eager> = const { Cell::new(Eager { depth: 0, request: None }) };
+    /// What the thread charged over some group's `high` since its last safe point.
+    static OVER_HIGH: Cell<(GroupRef, u64)> = const { Cell::new((GroupRef::ROOT, 0)) };
     static REFUSAL: Cell<Option<Refused>> = const { Cell::new(None) };
 }
 
@@ -126,6 +128,30 @@ impl Drop for Restore {
 pub(crate) fn at_safe_point() {
     if EAGER.get().depth == 0 {
         ENGINE.run_deferred();
+        if OVER_HIGH.get().1 != 0 {
+            pause_over_high();
+        }
+    }
+}
+
+/// The thread charged `bytes` while `group`, or a level above it, was over its `high`. Of several
+/// groups before one safe point, the last counts.
+pub(crate) fn owe_over_high(group: GroupRef, bytes: u64) {
+    let (before, owed) = OVER_HIGH.get();
+    let owed = if before == group { owed } else { 0 };
+    OVER_HIGH.set((group, owed.saturating_add(bytes)));
+}
+
+/// Pauses for what was charged over `high`, where that is on: not where locks may be held, and
+/// not while a panic is on its way.
+#[cold]
+fn pause_over_high() {
+    if is_no_reclaim() || std::thread::panicking() {
+        return;
+    }
+    let (group, bytes) = OVER_HIGH.get();
+    if ENGINE.throttle(group, bytes).is_some() {
+        OVER_HIGH.set((GroupRef::ROOT, 0));
     }
 }
 

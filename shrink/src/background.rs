@@ -196,10 +196,15 @@ impl Engine {
             run.is_turn = true;
             self.host().begin_eager(Some(request));
             self.passes(&mut run, &mut patience, FIRST_PRIORITY, 0);
+            if run.answer.low && run.yielded_at.is_none() && request.freed() == before {
+                run.breaks_low = true;
+                self.passes(&mut run, &mut patience, FIRST_PRIORITY, 0);
+                run.answer.low = false;
+            }
             self.host().end_eager();
             let freed = request.freed();
             end = if run.answer.busy { End::Busy } else { End::Other };
-            let is_done = freed >= goal - drained || !(run.answer.candidates || run.answer.busy);
+            let is_done = freed >= goal - drained || !run.answer.has_more();
             if is_done || patience.is_over(now_ms(), freed) {
                 break;
             }

@@ -4,11 +4,11 @@
 //!   charge ─fits─► done
 //!     │ over a limit: event `max`
 //!     ├─ reclaiming already: forced, within a reserve
-//!     ├─ tidy drain, if the last one paid or is long ago      ─► retry
+//!     ├─ tidy drain, if the last one paid or is long ago      ─► retry, with all threads stopped
 //!     ├─ rounds, while bytes come back, else 16 at most:
 //!     │    gentle passes: this thread's shrinkers, the worker's ─► retry
 //!     │    the one cut, once                                  ─► retry, with all threads stopped
-//!     │    the last quarter of each cache                     ─► retry
+//!     │    the last quarter of each cache, then groups under `low` ─► retry
 //!     │  until others have put down what they were evicting
 //!     ├─ the one cut                                          ─► retry, with all threads stopped
 //!     │  and all again, until a look after it finds that no byte came back, or the deadline
@@ -31,6 +31,7 @@ use memcg_accounting::{
 };
 
 use crate::Engine;
+use crate::groups::Tidiness;
 use crate::host::Caller;
 use crate::pass::{FRUITLESS_ROUNDS, pause};
 use crate::patience::{Deadline, Patience};
@@ -204,21 +205,25 @@ impl Attempt<'_> {
                 goal: before.saturating_add(batch(self.need, self.over.max)),
                 causes: (Cause::Direct, Cause::Worker),
                 priorities: (FIRST_PRIORITY, GENTLE_PRIORITY),
+                breaks_low: false,
                 all_here: false,
             };
             let mut answer = session.ask(&phase, patience);
             if self.retry() {
                 return true;
             }
-            let has_more = answer.candidates || answer.busy;
-            if has_more && request.freed() < phase.goal {
+            if answer.has_more() && request.freed() < phase.goal {
                 if !*has_cut && self.cut() {
                     return true;
                 }
                 *has_cut = true;
                 phase.priorities = (GENTLE_PRIORITY - 1, 0);
                 if let Some(session) = &mut self.session {
-                    answer = answer.or(session.ask(&phase, patience));
+                    // It ends with a look of its own at everything.
+                    answer = session.ask(&phase, patience);
+                    if request.freed() == before {
+                        answer = session.ask_low(&phase, answer, patience);
+                    }
                 }
                 if self.retry() {
                     return true;
@@ -232,7 +237,7 @@ impl Attempt<'_> {
             if had_others && self.retry() {
                 return true;
             }
-            if !has_more && !had_others {
+            if !answer.has_more() && !had_others {
                 return false;
             }
             if freed > before {
@@ -297,6 +302,7 @@ impl Engine {
     pub fn after_charge(&self, charged: &Charged) {
         if let Some(group) = charged.over_high {
             self.kick_high(group);
+            self.host().charged_over_high(group, charged.bytes);
         }
     }
 
@@ -359,9 +365,8 @@ impl Engine {
     /// Everything that may let the charge fit.
     fn make_room<'e>(&'e self, attempt: &mut Attempt<'e>, caller: &Caller) {
         let target = attempt.over.group;
-        self.tidy(target);
-        // Also where it got nothing: another drain may have taken, or be taking, what there was.
-        if attempt.retry() {
+        let longest = self.deadline_of(attempt.payer).total_ms;
+        if self.tidy_for(target, longest, &mut || attempt.retry()) {
             return;
         }
         // What is larger than the limit fits by no reclaim: nothing is evicted for it.
@@ -397,12 +402,12 @@ impl Engine {
     pub(crate) fn tidy(&self, group: GroupRef) -> u64 {
         let record = self.groups.record(self.tree, group);
         let now = now_ms();
-        if record.is_some_and(|record| !record.is_tidy_due(now)) {
+        if record.is_some_and(|record| record.tidiness(now) != Tidiness::Due) {
             return 0;
         }
         if let Some(record) = record {
             // Others find one under way, and do not repeat it.
-            record.tidied(now, 0);
+            record.tidy_begins(now);
         }
         let bytes = self.host().drain(group);
         if let Some(record) = record {

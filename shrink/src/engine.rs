@@ -2,15 +2,17 @@
 
 use core::fmt;
 
-use memcg_accounting::{GroupRef, Request, SYSTEM, Tree};
+use memcg_accounting::{CreateError, GroupRef, Request, SYSTEM, Settings, Tree};
 
 use crate::background::Queue;
 use crate::crew::Crew;
+use crate::deferred::Deferred;
 use crate::errand::Errands;
 use crate::groups::Groups;
 use crate::host::{Caller, Host, HostPlace, Report};
 use crate::lists::Lists;
-use crate::marks::{Bits, Unmarkings};
+use crate::marked::Marked;
+use crate::marks::{Bits, Marks, Unmarkings};
 use crate::patience::Deadline;
 use crate::raw::{Place, RawShrinker, ShrinkerName};
 use crate::reclaimer::Reclaimers;
@@ -32,6 +34,8 @@ pub struct Engine {
     host: HostPlace,
     pub(crate) registry: Registry,
     pub(crate) groups: Groups,
+    pub(crate) marked: Marked,
+    pub(crate) deferred_work: Deferred,
     lists: Lists,
     pub(crate) reclaimers: Reclaimers,
     pub(crate) crew: Crew,
@@ -95,6 +99,8 @@ impl Engine {
                 host: HostPlace::new(),
                 registry: Registry::new(),
                 groups: Groups::new(),
+                marked: Marked::new(),
+                deferred_work: Deferred::new(),
                 lists: Lists::new(&SYSTEM),
                 reclaimers: Reclaimers::new(),
                 crew: Crew::new(),
@@ -152,6 +158,9 @@ impl Engine {
     pub unsafe fn register(&self, raw: RawShrinker) -> Option<ShrinkerId> {
         let reset = |bit| self.groups.mark_in_all(bit);
         let id = self.registry.register(raw, self.tree.source(), reset)?;
+        if raw.starts_marked && raw.group_aware {
+            self.link_all();
+        }
         if raw.place == Place::Worker {
             self.summon();
         }
@@ -214,8 +223,43 @@ impl Engine {
     pub fn mark(&self, group: GroupRef, id: ShrinkerId) {
         let Some(bit) = self.registry.find(id).and_then(Slot::bit) else { return };
         match self.groups.record(self.tree, group) {
-            Some(record) => record.marks.mark(bit),
+            Some(record) => {
+                if record.marks.mark(bit) || !record.marked.is_linked() {
+                    self.groups.linked(self.tree, &self.marked, group);
+                }
+            }
             None => self.groups.mark_everything(),
+        }
+    }
+
+    /// Makes a group: [`Tree::create`]. Reclaim finds it, where shrinkers are to be asked for every
+    /// new group.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tree::create`].
+    pub fn create(
+        &self,
+        parent: GroupRef,
+        name: &str,
+        settings: Settings,
+    ) -> Result<GroupRef, CreateError> {
+        let group = self.tree.create(parent, name, settings)?;
+        // The tree's lock orders this look after every registration whose `link_all` did not find
+        // the group.
+        if !Marks::fresh(self.registry.in_use()).is_empty() {
+            self.groups.linked(self.tree, &self.marked, group);
+        }
+        Ok(group)
+    }
+
+    /// Has walks find every group there is.
+    fn link_all(&self) {
+        let mut at = self.tree.next_in_subtree(GroupRef::ROOT, None);
+        while let Some(group) = at {
+            self.groups.linked(self.tree, &self.marked, group);
+            at = self.tree.next_in_subtree(GroupRef::ROOT, Some(group));
+            self.put(group);
         }
     }
 
@@ -267,6 +311,8 @@ impl Engine {
             beyond_reserve: read(&self.counters.beyond_reserve),
             metadata_bytes: self.registry.mapped_bytes()
                 + self.groups.mapped_bytes()
+                + self.marked.walks.mapped_bytes()
+                + self.deferred_work.mapped_bytes()
                 + self.reclaimers.mapped_bytes()
                 + self.stalls.mapped_bytes()
                 + self.lists.metadata_bytes(),
@@ -287,11 +333,13 @@ impl Engine {
     #[cfg(not(loom))]
     pub fn lock_all(&self) {
         self.lists.lock_all();
+        core::mem::forget(lock(self.marked.raw_lock()));
         core::mem::forget(self.registry.lock());
         core::mem::forget(lock(self.reclaimers.taking()));
         core::mem::forget(lock(self.queue.lock()));
         core::mem::forget(lock(self.stalls.changing()));
         core::mem::forget(lock(self.groups.growing()));
+        core::mem::forget(lock(self.deferred_work.raw_lock()));
         core::mem::forget(lock(self.reports.lock()));
         core::mem::forget(lock(self.refusals.lock()));
     }
@@ -308,6 +356,8 @@ impl Engine {
         // SAFETY: as above.
         unsafe { self.reports.lock().force_unlock() };
         // SAFETY: as above.
+        unsafe { self.deferred_work.raw_lock().force_unlock() };
+        // SAFETY: as above.
         unsafe { self.groups.growing().force_unlock() };
         // SAFETY: as above.
         unsafe { self.stalls.changing().force_unlock() };
@@ -317,6 +367,8 @@ impl Engine {
         unsafe { self.reclaimers.taking().force_unlock() };
         // SAFETY: as above.
         unsafe { self.registry.force_unlock() };
+        // SAFETY: as above.
+        unsafe { self.marked.raw_lock().force_unlock() };
         // SAFETY: as above.
         unsafe { self.lists.unlock_all() };
     }
@@ -339,6 +391,9 @@ impl Engine {
             }
             self.put_deferred(reclaimer.visited());
             self.reclaimers.put(index);
+        }
+        if !self.caller().reclaiming {
+            self.marked.forget_walks();
         }
         self.reclaimers.forget_posted();
         self.forget_stalls();

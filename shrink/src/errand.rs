@@ -38,8 +38,31 @@ pub struct Errand {
     end: Option<ErrandEnd>,
     /// Where the next turn's passes begin, if the last one ended for others.
     priority: u32,
-    is_gentle: bool,
+    stage: Stage,
+    /// What had come back when the stages began.
+    began_with: u64,
     nr_busy: u32,
+}
+
+/// What an errand asks for next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// All but the last quarter of each cache.
+    Gentle,
+    Deep,
+    /// Groups under their `low` too.
+    Low,
+}
+
+impl Stage {
+    /// The priorities of its passes, from and to.
+    const fn priorities(self) -> (u32, u32) {
+        match self {
+            Stage::Gentle => (FIRST_PRIORITY, GENTLE_PRIORITY),
+            Stage::Deep => (GENTLE_PRIORITY - 1, 0),
+            Stage::Low => (FIRST_PRIORITY, 0),
+        }
+    }
 }
 
 /// Why an errand ended.
@@ -63,7 +86,8 @@ impl Errand {
             got: 0,
             end: if bytes == 0 { Some(ErrandEnd::Met) } else { None },
             priority: FIRST_PRIORITY,
-            is_gentle: true,
+            stage: Stage::Gentle,
+            began_with: 0,
             nr_busy: 0,
         }
     }
@@ -172,7 +196,8 @@ impl Engine {
     /// [`reclaim`](Engine::reclaim), a slice at a time.
     fn reclaim_slice(&self, me: &Reclaimer, errand: &mut Errand) {
         let before = errand.got;
-        if errand.priority == FIRST_PRIORITY || errand.priority == GENTLE_PRIORITY - 1 {
+        let (first, last) = errand.stage.priorities();
+        if errand.priority == first {
             errand.got += self.host().drain(errand.group);
         }
         let Some(request) = self.caller().request.filter(|_| errand.left() != 0) else {
@@ -185,15 +210,16 @@ impl Engine {
         let goal = errand.left().min(SLICE);
         let mut run = Run::new(me, errand.group, Cause::Proactive, request, goal);
         run.is_turn = true;
-        let last = if errand.is_gentle { GENTLE_PRIORITY } else { 0 };
+        run.breaks_low = errand.stage == Stage::Low;
         self.passes(&mut run, &mut patience, errand.priority, last);
         self.host().end_eager();
         errand.got += request.freed();
+        let is_met = run.is_enough();
         self.tree.close_request(request);
-        self.after_slice(errand, before, &run);
+        self.after_slice(errand, before, is_met, &run);
     }
 
-    fn after_slice(&self, errand: &mut Errand, before: u64, run: &Run<'_>) {
+    fn after_slice(&self, errand: &mut Errand, before: u64, is_met: bool, run: &Run<'_>) {
         if errand.left() == 0 {
             errand.end = Some(ErrandEnd::Met);
             return;
@@ -205,17 +231,26 @@ impl Engine {
         if errand.got > before {
             errand.nr_busy = 0;
         }
-        let was_gentle = core::mem::replace(&mut errand.is_gentle, true);
-        errand.priority = FIRST_PRIORITY;
-        if was_gentle && run.answer.candidates {
-            (errand.is_gentle, errand.priority) = (false, GENTLE_PRIORITY - 1);
-        } else if errand.got == before {
-            errand.nr_busy += 1;
-            if !run.answer.busy || errand.nr_busy >= BUSY_TURNS {
-                errand.end = Some(ErrandEnd::Short);
-            } else {
-                crate::pass::pause(errand.nr_busy);
+        let is_dry = errand.got == errand.began_with;
+        let next = match errand.stage {
+            _ if is_met => Stage::Gentle,
+            Stage::Gentle if run.answer.has_more() => Stage::Deep,
+            Stage::Deep if run.answer.low && is_dry => Stage::Low,
+            _ => {
+                if is_dry {
+                    errand.nr_busy += 1;
+                    if !run.answer.busy || errand.nr_busy >= BUSY_TURNS {
+                        errand.end = Some(ErrandEnd::Short);
+                        return;
+                    }
+                    crate::pass::pause(errand.nr_busy);
+                }
+                Stage::Gentle
             }
+        };
+        if next == Stage::Gentle {
+            errand.began_with = errand.got;
         }
+        (errand.stage, errand.priority) = (next, next.priorities().0);
     }
 }

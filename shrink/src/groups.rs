@@ -6,6 +6,8 @@
 use memcg_accounting::table::{NONE, Record, Table};
 use memcg_accounting::{GroupRef, Tree};
 
+use crate::deferred::Deferred;
+use crate::marked::MarkedLinks;
 use crate::marks::{Bits, Marks};
 use crate::patience::Deadline;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Lock, Ordering, lock};
@@ -21,17 +23,41 @@ fn is_ahead(until: u32, now_ms: u32) -> bool {
     until != 0 && (1..=HOPELESS_MS).contains(&until.wrapping_sub(now_ms))
 }
 
+/// A drain that began longer ago than this is not under way any more: whoever made it may be
+/// gone, in the child of a fork.
+const LONGEST_TIDY_MS: u32 = 500;
+
+fn is_under_way(since: u32, now_ms: u32) -> bool {
+    since != 0 && now_ms.wrapping_sub(since) < LONGEST_TIDY_MS
+}
+
+/// Whether what threads cache of a group is worth a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tidiness {
+    Due,
+    UnderWay,
+    /// A moment ago it was not.
+    Done,
+}
+
 /// One group's record.
 #[derive(Debug)]
 pub(crate) struct GroupRecord {
     pub(crate) marks: Marks,
+    pub(crate) marked: MarkedLinks,
     /// Where the group stands in the queue of background work.
     pub(crate) background: Background,
     deadline: AtomicU64,
     tidied_at: AtomicU32,
     tidy_paid: AtomicBool,
+    /// When the drain that is under way began; 0: none is.
+    tidying_since: AtomicU32,
     hopeless_until: AtomicU32,
     fruitless_turns: AtomicU32,
+    /// What shrinkers owe here: see `deferred.rs`.
+    pub(crate) owed: AtomicU32,
+    /// The longest pause over `high`; 0: none. Milliseconds.
+    pub(crate) throttle_ms: AtomicU32,
     scanned: AtomicU64,
     reclaimed: AtomicU64,
     /// The group's record of stalls (`stall.rs`).
@@ -57,6 +83,7 @@ impl Record for GroupRecord {
     fn new() -> Self {
         Self {
             marks: Marks::new(),
+            marked: MarkedLinks::new(),
             background: Background {
                 queued: AtomicBool::new(false),
                 not_before: AtomicU32::new(0),
@@ -67,8 +94,11 @@ impl Record for GroupRecord {
             deadline: AtomicU64::new(0),
             tidied_at: AtomicU32::new(0),
             tidy_paid: AtomicBool::new(true),
+            tidying_since: AtomicU32::new(0),
             hopeless_until: AtomicU32::new(0),
             fruitless_turns: AtomicU32::new(0),
+            owed: AtomicU32::new(NONE),
+            throttle_ms: AtomicU32::new(0),
             scanned: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
             stalls: AtomicU32::new(NONE),
@@ -84,14 +114,30 @@ impl Record for GroupRecord {
 // Relaxed throughout: each word is a fact of its own, and a stale one costs a drain or a look.
 impl GroupRecord {
     /// Whether a tidy drain is due: the last one paid, or is long ago.
-    pub(crate) fn is_tidy_due(&self, now_ms: u32) -> bool {
-        self.tidy_paid.load(Ordering::Relaxed)
-            || now_ms.wrapping_sub(self.tidied_at.load(Ordering::Relaxed)) >= TIDY_MS
+    pub(crate) fn tidiness(&self, now_ms: u32) -> Tidiness {
+        if is_under_way(self.tidying_since.load(Ordering::Relaxed), now_ms) {
+            return Tidiness::UnderWay;
+        }
+        let since = now_ms.wrapping_sub(self.tidied_at.load(Ordering::Relaxed));
+        let is_due = self.tidy_paid.load(Ordering::Relaxed) || since >= TIDY_MS;
+        if is_due { Tidiness::Due } else { Tidiness::Done }
     }
 
     pub(crate) fn tidied(&self, now_ms: u32, bytes: u64) {
         self.tidied_at.store(now_ms, Ordering::Relaxed);
         self.tidy_paid.store(bytes != 0, Ordering::Relaxed);
+        self.tidying_since.store(0, Ordering::Relaxed);
+    }
+
+    /// A tidy drain begins; `false`: another was quicker.
+    pub(crate) fn tidy_begins(&self, now_ms: u32) -> bool {
+        let seen = self.tidying_since.load(Ordering::Relaxed);
+        if is_under_way(seen, now_ms) {
+            return false;
+        }
+        let mine = now_ms.max(1);
+        let swap = Ordering::Relaxed;
+        self.tidying_since.compare_exchange(seen, mine, swap, swap).is_ok()
     }
 
     /// Whether all that can be done got nothing, a moment ago.
@@ -143,8 +189,10 @@ impl GroupRecord {
     /// answers the counts.
     fn reset(&self) -> (u64, u64) {
         self.deadline.store(0, Ordering::Relaxed);
+        self.throttle_ms.store(0, Ordering::Relaxed);
         self.tidied_at.store(0, Ordering::Relaxed);
         self.tidy_paid.store(true, Ordering::Relaxed);
+        self.tidying_since.store(0, Ordering::Relaxed);
         self.background.not_before.store(0, Ordering::Relaxed);
         self.hopeless_until.store(0, Ordering::Relaxed);
         self.fruitless_turns.store(0, Ordering::Relaxed);
@@ -195,6 +243,17 @@ impl Groups {
         self.find(group)
     }
 
+    /// How many slots have a record.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn len(&self) -> u32 {
+        self.records.len()
+    }
+
+    /// Whether marks were lost, so that every group counts as marked.
+    pub(crate) fn is_unrecorded(&self) -> bool {
+        self.unrecorded.load(Ordering::Relaxed)
+    }
+
     /// The marked bits of `group` among `in_use`.
     pub(crate) fn marks(&self, group: GroupRef, in_use: Bits) -> Bits {
         if self.unrecorded.load(Ordering::Relaxed) {
@@ -217,20 +276,24 @@ impl Groups {
         }
     }
 
-    /// Takes the marks of a dying group, and adds its counts to its parent's.
+    /// Takes the marks of a dying group, and adds its counts and what is owed in it to its
+    /// parent's.
     pub(crate) fn retire(
         &self,
         tree: &Tree,
         group: GroupRef,
         parent: GroupRef,
         in_use: Bits,
+        deferred: &Deferred,
     ) -> Bits {
         let Some(record) = self.find(group) else { return Marks::fresh(in_use) };
         let (scanned, reclaimed) = record.reset();
-        if let Some(above) = self.record(tree, parent) {
+        let above = self.record(tree, parent);
+        if let Some(above) = above {
             above.count_scanned(scanned);
             above.count_reclaimed(reclaimed);
         }
+        deferred.move_up(&record.owed, above.map(|above| &above.owed));
         record.marks.take(in_use)
     }
 

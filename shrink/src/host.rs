@@ -91,6 +91,12 @@ pub trait Host: Sync {
         false
     }
 
+    /// The calling thread charged `bytes` while `group`, or a level above it, was over its `high`:
+    /// at its next safe point it [pauses](crate::Engine::throttle). May be inside an allocation.
+    fn charged_over_high(&self, group: GroupRef, bytes: u64) {
+        let _ = (group, bytes);
+    }
+
     /// Sees to it that a thread runs [`Engine::keep`](crate::Engine::keep). Called outside
     /// allocations only. `false`: none can be started; then shrinkers run at safe points.
     fn start_worker(&self) -> bool;

@@ -10,6 +10,7 @@
 //!                      └── the others: on a worker, while this thread waits, within a deadline
 //!
 //!   registry   who can give            marks    in which groups each has something
+//!   marked     the groups where anything is, as a tree; walks go over it
 //!   pass       asks them all, from a touch to everything, group by group
 //!   lists      objects per group, found by their tags; they move up when a group goes
 //!   crew       the workers and their keeper      offline   the end of a group, in order
@@ -24,8 +25,8 @@
 //! 1. the drain mutex of the host
 //! 2. the locks of the tree
 //! 3. the lists' (see `lists.rs`; never together with the tree's)
-//! 4. registry, records of reclaimers, background queue
-//! 5. growing the groups' records, reports
+//! 4. marked groups, registry, records of reclaimers, background queue
+//! 5. growing the groups' records, what shrinkers owe, reports
 //!
 //! No lock of this crate is held while a shrinker runs, and none but the first while a thread
 //! waits.
@@ -38,6 +39,7 @@ mod average;
 mod background;
 mod charge;
 mod crew;
+mod deferred;
 mod engine;
 mod errand;
 mod groups;
@@ -48,6 +50,7 @@ mod list_index;
 mod list_offline;
 mod list_walk;
 mod lists;
+mod marked;
 mod marks;
 mod offline;
 mod pass;
@@ -63,6 +66,9 @@ mod session;
 mod slot;
 mod stall;
 mod sync;
+mod throttle;
+mod tidy;
+mod walks;
 mod work;
 
 pub use average::Stalled;
@@ -80,6 +86,7 @@ pub use refusal::{CHILDREN, Refusal, Tried};
 pub use registry::ShrinkerId;
 pub use stall::{Pressure, Stall};
 pub use sync::{futex_wait, futex_wake};
+pub use throttle::LONGEST_THROTTLE_MS;
 
 #[cfg(test)]
 mod tests;

@@ -193,15 +193,19 @@ impl Marks {
 
     /// Marks `bit`. What the caller linked before is found by every later [`settle`](Marks::settle),
     /// or the mark stays.
-    pub(crate) fn mark(&self, bit: Bit) {
+    ///
+    /// Answers whether it had to be set.
+    pub(crate) fn mark(&self, bit: Bit) -> bool {
         if step!(self, MarkFence) {
             // Partner: the fence in `settle`. Without it the look below could come before the
             // link, find the bit still set, and miss that it is being cleared.
             fence(Ordering::SeqCst);
         }
-        if !self.is_marked(bit) {
+        let is_new = !self.is_marked(bit);
+        if is_new {
             self.set(bit);
         }
+        is_new
     }
 
     /// Sets a bit to "marked". Relaxed: the fences around it order it.
@@ -245,8 +249,9 @@ impl Marks {
     /// Takes all marks of `in_use`, and leaves what a fresh group has.
     pub(crate) fn take(&self, in_use: Bits) -> Bits {
         Bits(core::array::from_fn(|i| {
-            // Relaxed: the swap only has to be one step, so that a mark is taken or stays.
-            let word = self.words[i].swap(0, Ordering::Relaxed);
+            // One step, so that a mark is taken or stays. Release pairs with the fence in
+            // `Unmarkings::any`: who finds it taken finds that the group is ending.
+            let word = self.words[i].swap(0, Ordering::Release);
             (if i < INVERTED { !word } else { word }) & in_use.0[i]
         }))
     }

@@ -2,7 +2,7 @@
 //!
 //! 1. Its lists move to the parent, and the parent is marked for each that had objects. A late
 //!    adder finds the group gone and adds to the parent's.
-//! 2. Its marks are taken and set in the parent.
+//! 2. Its marks are taken and set in the parent; walks do not find it any more.
 //! 3. The tree forwards the context, folds the counters, and releases the record.
 //! 4. The marks are set in the parent once more: whoever asked the parent between 2 and 3 did
 //!    not find the objects there yet, and may have taken the marks away.
@@ -15,6 +15,7 @@ use memcg_accounting::{Dying, GroupRef};
 
 use crate::Engine;
 use crate::host::Report;
+use crate::marks::Bits;
 use crate::registry::ShrinkerId;
 use crate::sync::Ordering;
 
@@ -80,22 +81,40 @@ impl Engine {
     fn offline_upwards(&self, dying: Dying) {
         let mut next = Some(dying);
         while let Some(dying) = next.take() {
-            let group = dying.group();
-            let Some(parent) = self.tree.parent(group) else {
-                debug_assert!(false, "a dying group keeps its parent online");
-                return;
-            };
-            self.lists().reparent(group, parent, |cookie, heir| {
-                self.mark(heir, ShrinkerId::from_bits(cookie));
+            // Who does not find anything marked waits for this to be over (`await_unmarkings`), and
+            // hears by `Tree::reclaimed` that there is something to be found.
+            self.unmarkings.during(|| {
+                next = self.offline_one(dying);
+                true
             });
-            let in_use = self.registry.in_use();
-            let marks = self.groups.retire(self.tree, group, parent, in_use);
-            self.groups.add_marks(self.tree, parent, marks);
-            self.retire_stalls(group);
-            let above = self.tree.offline(dying);
-            debug_assert!(above.is_none(), "the parent's handle is held");
-            self.groups.add_marks(self.tree, parent, marks);
-            next = self.tree.put(parent).or(above);
+        }
+    }
+
+    /// Ends one group; answers the parent, if that is next.
+    fn offline_one(&self, dying: Dying) -> Option<Dying> {
+        let group = dying.group();
+        let Some(parent) = self.tree.parent(group) else {
+            debug_assert!(false, "a dying group keeps its parent online");
+            return None;
+        };
+        self.lists().reparent(group, parent, |cookie, heir| {
+            self.mark(heir, ShrinkerId::from_bits(cookie));
+        });
+        let in_use = self.registry.in_use();
+        let marks = self.groups.retire(self.tree, group, parent, in_use, &self.deferred_work);
+        self.groups.unlinked(&self.marked, group);
+        self.add_marks(parent, marks);
+        self.retire_stalls(group);
+        let above = self.tree.offline(dying);
+        debug_assert!(above.is_none(), "the parent's handle is held");
+        self.add_marks(parent, marks);
+        self.tree.put(parent).or(above)
+    }
+
+    fn add_marks(&self, group: GroupRef, marks: Bits) {
+        self.groups.add_marks(self.tree, group, marks);
+        if !marks.is_empty() {
+            self.groups.linked(self.tree, &self.marked, group);
         }
     }
 

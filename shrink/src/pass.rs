@@ -1,18 +1,21 @@
 //! Passes over a subtree: each asks every marked shrinker of every group for its share.
 //!
-//! A group's place here, between the walk and its shrinkers, is where protection belongs: what
-//! `min` and `low` keep of a group bounds the share that is asked of it (`visit`).
+//! Between the walk and a group's shrinkers stands protection (`visit`): what `min` and `low` keep
+//! of the group makes the share that is asked of it smaller, in proportion, and a group that is
+//! kept whole is not asked.
 //!
 //! # Invariants
 //!
 //! - A visited group is held by a handle for the length of the visit, and no lock is held while
 //!   a shrinker runs.
+//! - A group under its effective `min` is not asked; one under its `low` in a run that breaks it
+//!   only, which counts the event `low` there. A scan ends where protection begins, to a batch.
 //! - What a shrinker says is believed only where it makes less work: progress is what was
 //!   uncharged for the request.
 //!
 //! Source: `shrink_node_memcgs` in `mm/vmscan.c`, `shrink_slab_memcg` in `mm/shrinker.c`.
 
-use memcg_accounting::{GroupRef, Request, now_ms};
+use memcg_accounting::{EventKind, GroupRef, Protection, Request, now_ms};
 
 use crate::Engine;
 use crate::host::Report;
@@ -20,9 +23,11 @@ use crate::marks::Bit;
 use crate::patience::Patience;
 use crate::raw::{Cause, Control, Place, RawCount, RawScan, RawShrinker};
 use crate::reclaimer::{Answer, Reclaimer};
+use crate::registry::ShrinkerId;
 use crate::scan::{GENTLE_PRIORITY, Plan, Share, skip_to};
 use crate::slot::{Begun, Slot};
 use crate::sync::{AtomicU32, Ordering, futex_wait, yield_now};
+use crate::walks::{Purpose, Seen, Walker};
 
 /// Rounds that get nothing back, after which reclaim gives up: `MAX_RECLAIM_RETRIES`.
 pub(crate) const FRUITLESS_ROUNDS: u32 = 16;
@@ -56,6 +61,8 @@ pub(crate) struct Run<'a> {
     pub(crate) place: Option<Place>,
     /// Whoever asked for it; the run ends when it leaves.
     pub(crate) ticket: Option<&'a Reclaimer>,
+    /// Groups under their `low` are asked too.
+    pub(crate) breaks_low: bool,
     /// It ends when others have waited for a turn's length.
     pub(crate) is_turn: bool,
     /// What came of it.
@@ -66,10 +73,16 @@ pub(crate) struct Run<'a> {
     /// Objects that were looked at, and what the request had had freed before.
     nr_scanned: u64,
     freed_before: u64,
-    // The pass.
-    asked: bool,
-    scanned: bool,
-    most: u64,
+    /// What this pass has seen.
+    seen: Seen,
+}
+
+/// A group that is visited.
+#[derive(Clone, Copy, Debug)]
+struct Visit {
+    group: GroupRef,
+    priority: u32,
+    protection: Protection,
 }
 
 /// What a shrinker said.
@@ -95,31 +108,34 @@ impl<'a> Run<'a> {
             goal,
             place: None,
             ticket: None,
+            breaks_low: false,
             is_turn: false,
             answer: Answer::default(),
             yielded_at: None,
             began: now_ms(),
             nr_scanned: 0,
             freed_before: request.freed(),
-            asked: false,
-            scanned: false,
-            most: 0,
+            seen: Seen::default(),
         }
     }
 
-    fn is_enough(&self) -> bool {
+    pub(crate) fn is_enough(&self) -> bool {
         self.request.freed() >= self.goal
     }
 
     /// How many objects are likely enough, by what the run got of those it looked at. Live data
     /// that is evicted beyond the goal is lost for nothing.
     fn likely_enough(&self) -> u64 {
+        self.likely_for(self.goal.saturating_sub(self.request.freed()))
+    }
+
+    /// How many objects likely have `bytes`.
+    fn likely_for(&self, bytes: u64) -> u64 {
         let freed = self.request.freed().saturating_sub(self.freed_before);
         if freed == 0 {
             return u64::MAX;
         }
-        let missing = self.goal.saturating_sub(self.request.freed());
-        missing.saturating_mul(self.nr_scanned).div_ceil(freed).max(1)
+        bytes.saturating_mul(self.nr_scanned).div_ceil(freed).max(1)
     }
 }
 
@@ -144,13 +160,16 @@ impl Engine {
     pub(crate) fn passes(&self, run: &mut Run<'_>, patience: &mut Patience, first: u32, last: u32) {
         let mut priority = first;
         loop {
-            (run.asked, run.scanned, run.most) = (false, false, 0);
+            run.seen = Seen::default();
             self.pass(run, patience, priority);
-            if self.is_over(run, patience, priority) || !run.asked || priority <= last {
+            let seen = run.seen;
+            // A pass that is sure makes sure of those before it.
+            run.answer = Answer { unsure: false, ..run.answer }.or(seen.answer);
+            if self.is_over(run, patience, priority) || !seen.asked || priority <= last {
                 return;
             }
             priority =
-                if run.scanned { priority - 1 } else { skip_to(priority, run.most).max(last) };
+                if seen.scanned { priority - 1 } else { skip_to(priority, seen.most).max(last) };
         }
     }
 
@@ -171,43 +190,103 @@ impl Engine {
     }
 
     fn pass(&self, run: &mut Run<'_>, patience: &mut Patience, priority: u32) {
-        if run.target.is_root() {
-            for (index, slot) in self.registry.unaware() {
-                if run.place.is_none_or(|place| place == slot.place()) {
-                    self.shrink(run, patience, (index, slot), GroupRef::ROOT, priority);
-                }
-                if self.is_over(run, patience, priority) {
-                    return;
-                }
+        let purpose =
+            Purpose { target: run.target, place: run.place, priority, breaks_low: run.breaks_low };
+        let joined = if self.groups.is_unrecorded() {
+            None
+        } else {
+            self.marked.join(&self.groups, self.tree, purpose)
+        };
+        let is_first = joined.as_ref().is_none_or(|walker| walker.is_first);
+        // What this walk came by before is what others saw, maybe before this one began to look.
+        run.seen.asked = !is_first;
+        run.seen.answer.unsure = !is_first;
+        if !run.target.is_root() || !is_first || !self.ask_unaware(run, patience, priority) {
+            match &joined {
+                Some(walker) => self.walk(run, patience, priority, walker),
+                None => self.walk_all(run, patience, priority),
             }
         }
-        let bits = self.registry.at(run.place);
-        let mut at = None;
-        while let Some(group) = self.tree.next_in_subtree_where(run.target, at, |group| {
-            !self.groups.marks(group, bits).is_empty()
-        }) {
-            run.me.set_visited(group);
-            // The walk has gone on from it, so its handle can go.
-            if let Some(before) = at.replace(group) {
-                self.put(before);
-            }
-            let before = run.request.freed();
-            self.visit(run, patience, group, priority);
-            if let Some(record) = self.groups.find(group) {
-                record.count_reclaimed(run.request.freed().saturating_sub(before));
+        if let Some(walker) = joined {
+            self.marked.leave(&self.groups, self.tree, &walker, run.seen);
+        }
+    }
+
+    /// Asks those who are asked only when the root reclaims; answers whether the run is over.
+    fn ask_unaware(&self, run: &mut Run<'_>, patience: &mut Patience, priority: u32) -> bool {
+        for (index, slot) in self.registry.unaware() {
+            if run.place.is_none_or(|place| place == slot.place()) {
+                let protection = Protection::default();
+                let visit = Visit { group: GroupRef::ROOT, priority, protection };
+                self.shrink(run, patience, (index, slot), visit);
             }
             if self.is_over(run, patience, priority) {
-                break;
+                return true;
             }
         }
-        run.me.set_visited(GroupRef::ROOT);
-        if let Some(last) = at {
-            self.put(last);
+        false
+    }
+
+    /// Visits the groups that this walker draws.
+    fn walk(&self, run: &mut Run<'_>, patience: &mut Patience, priority: u32, walker: &Walker) {
+        let bits = (self.registry.at(run.place), self.registry.in_use());
+        while let Some(group) =
+            self.marked.draw(&self.groups, self.tree, walker, bits, &mut run.seen)
+        {
+            if !self.tree.try_get(group) {
+                // It is going: what it has is its parent's before long, and found there.
+                run.seen.answer.busy = true;
+                continue;
+            }
+            run.me.set_visited(group);
+            self.visit_counted(run, patience, group, priority);
+            run.me.set_visited(GroupRef::ROOT);
+            self.put(group);
+            if self.is_over(run, patience, priority) {
+                return;
+            }
+        }
+    }
+
+    /// Visits every group, where there is no record of what is marked.
+    fn walk_all(&self, run: &mut Run<'_>, patience: &mut Patience, priority: u32) {
+        let mut at = self.tree.next_in_subtree(run.target, None);
+        while let Some(group) = at {
+            run.me.set_visited(group);
+            self.visit_counted(run, patience, group, priority);
+            let is_over = self.is_over(run, patience, priority);
+            at = if is_over { None } else { self.tree.next_in_subtree(run.target, at) };
+            run.me.set_visited(GroupRef::ROOT);
+            self.put(group);
+        }
+    }
+
+    fn visit_counted(
+        &self,
+        run: &mut Run<'_>,
+        patience: &mut Patience,
+        group: GroupRef,
+        priority: u32,
+    ) {
+        let before = run.request.freed();
+        self.visit(run, patience, group, priority);
+        if let Some(record) = self.groups.find(group) {
+            record.count_reclaimed(run.request.freed().saturating_sub(before));
         }
     }
 
     /// Asks the marked shrinkers of one group.
     fn visit(&self, run: &mut Run<'_>, patience: &mut Patience, group: GroupRef, priority: u32) {
+        let protection = self.tree.protection(run.target, group);
+        if protection.is_below_min() {
+            return;
+        }
+        if protection.is_below_low() && !run.breaks_low {
+            run.seen.answer.low = true;
+            return;
+        }
+        run.seen.answer.low |= !run.breaks_low && protection.low > protection.min;
+        let visit = Visit { group, priority, protection };
         let marked = self.groups.marks(group, self.registry.at(run.place));
         for bit in marked.iter() {
             let mut empty = true;
@@ -216,7 +295,7 @@ impl Engine {
                     empty = false;
                     continue;
                 }
-                let said = self.shrink(run, patience, (index, slot), group, priority);
+                let said = self.shrink(run, patience, (index, slot), visit);
                 empty &= said == Said::Empty;
                 if self.is_over(run, patience, priority) {
                     return;
@@ -246,7 +325,13 @@ impl Engine {
                 }
             })
         };
-        self.unmarkings.during(|| record.marks.settle(bit, still_empty));
+        self.unmarkings.during(|| {
+            let is_unmarked = record.marks.settle(bit, still_empty);
+            if !is_unmarked {
+                self.groups.linked(self.tree, &self.marked, group);
+            }
+            is_unmarked
+        });
     }
 
     /// Begins a call; what it comes to where none begins.
@@ -259,7 +344,7 @@ impl Engine {
         match slot.begin() {
             Begun::Gone => return Err(Said::Empty),
             Begun::Busy => {
-                run.answer.busy = true;
+                run.seen.answer.busy = true;
                 return Err(Said::Something);
             }
             Begun::Yes => {}
@@ -305,56 +390,79 @@ impl Engine {
         run: &mut Run<'_>,
         patience: &mut Patience,
         (index, slot): (u32, &Slot),
-        group: GroupRef,
-        priority: u32,
+        visit: Visit,
     ) -> Said {
         let call = match self.begin(run, index, slot) {
             Ok(call) => call,
             Err(said) => return said,
         };
-        let objects = match self.count(run, &call, slot, group, priority) {
+        let objects = match self.count(run, &call, slot, visit.group, visit.priority) {
             RawCount::Empty | RawCount::Panicked => return Said::Empty,
             RawCount::Objects(0) => return Said::Something,
             RawCount::Unknown => {
-                run.answer.busy = true;
+                run.seen.answer.busy = true;
                 return Said::Something;
             }
             RawCount::Objects(objects) => objects,
         };
-        let share =
-            Share { freeable: objects as u64, seeks: call.raw.seeks, batch: call.raw.batch };
-        run.asked = true;
-        run.answer.candidates = true;
-        run.most = run.most.max(share.freeable);
-        let plan = Plan::new(share, priority, priority >= GENTLE_PRIORITY && run.spares());
-        self.scan(run, patience, &call, slot, group, (plan, priority));
+        let id = ShrinkerId { slot: index, generation: slot.generation() };
+        let owed = self.groups.find(visit.group).map(|record| &record.owed);
+        let share = Share {
+            freeable: visit.protection.share_of(objects as u64, run.breaks_low),
+            seeks: call.raw.seeks,
+            batch: call.raw.batch,
+            owed: owed.map_or(0, |chain| self.deferred_work.take(chain, id)),
+        };
+        run.seen.asked = true;
+        run.seen.answer.candidates = true;
+        run.seen.most = run.seen.most.max(share.freeable);
+        let gentle = visit.priority >= GENTLE_PRIORITY && run.spares();
+        let plan = Plan::new(share, visit.priority, gentle);
+        let (scanned, is_cut) = self.scan(run, patience, (&call, slot), visit, plan);
+        if let Some(record) = self.groups.find(visit.group) {
+            record.count_scanned(scanned);
+            let left = plan.owed_after(scanned, is_cut);
+            self.deferred_work.add(self.tree.source(), &record.owed, id, left);
+        }
         Said::Something
     }
 
+    /// Has a shrinker look at what is planned; answers the objects, and whether some are owed.
     fn scan(
         &self,
         run: &mut Run<'_>,
         patience: &mut Patience,
-        call: &Call<'_>,
-        slot: &Slot,
-        group: GroupRef,
-        (plan, priority): (Plan, u32),
-    ) {
+        (call, slot): (&Call<'_>, &Slot),
+        visit: Visit,
+        plan: Plan,
+    ) -> (u64, bool) {
+        let Visit { group, priority, protection } = visit;
+        if plan.total != 0 && protection.is_below_low() {
+            self.tree.count(group, EventKind::Low);
+        }
+        let kept = protection.kept(run.breaks_low);
         let mut left = plan.total;
         let mut scanned_here = 0;
         while left > 0 {
-            let now = left.min(plan.batch).min(run.likely_enough());
+            let mut now = left.min(plan.batch).min(run.likely_enough());
+            if kept != 0 {
+                let above = self.tree.usage(group).saturating_sub(kept);
+                if above == 0 {
+                    break;
+                }
+                now = now.min(run.likely_for(above));
+            }
             let nr_to_scan = usize::try_from(now).unwrap_or(usize::MAX);
             let mut control =
                 Control { group, nr_to_scan, nr_scanned: nr_to_scan, priority, cause: run.cause };
             // SAFETY: as in `count`.
             let said = unsafe { (call.raw.scan)(call.raw.data, &mut control) };
-            run.scanned = true;
+            run.seen.scanned = true;
             match said {
                 RawScan::Freed(_) => {}
                 RawScan::Stop => {
-                    run.answer.busy = true;
-                    break;
+                    run.seen.answer.busy = true;
+                    return (scanned_here, true);
                 }
                 RawScan::Panicked => {
                     self.panicked(&call.raw, slot);
@@ -366,13 +474,14 @@ impl Engine {
             run.nr_scanned = run.nr_scanned.saturating_add(scanned);
             run.request.add_scanned(scanned);
             left = left.saturating_sub(scanned);
-            if scanned == 0 || self.is_over(run, patience, priority) {
+            if scanned == 0 {
                 break;
             }
+            if self.is_over(run, patience, priority) {
+                return (scanned_here, !run.is_enough());
+            }
         }
-        if let Some(record) = self.groups.find(group) {
-            record.count_scanned(scanned_here);
-        }
+        (scanned_here, false)
     }
 }
 

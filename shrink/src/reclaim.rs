@@ -33,12 +33,14 @@ impl Engine {
         let mut patience = Patience::new(Deadline::PROACTIVE, now_ms());
         let mut fruitless = 0;
         while fruitless < FRUITLESS_ROUNDS {
+            self.end_deferred();
             let before = request.freed();
             let mut phase = Phase {
                 target,
                 goal: bytes - drained,
                 causes: (cause, cause),
                 priorities: (FIRST_PRIORITY, GENTLE_PRIORITY),
+                breaks_low: false,
                 all_here,
             };
             let mut answer = session.ask(&phase, &mut patience);
@@ -48,11 +50,14 @@ impl Engine {
                 phase.goal = bytes.saturating_sub(drained);
                 phase.priorities = (GENTLE_PRIORITY - 1, 0);
                 if request.freed() < phase.goal {
-                    answer = answer.or(session.ask(&phase, &mut patience));
+                    answer = session.ask(&phase, &mut patience);
+                    if request.freed() == before {
+                        answer = session.ask_low(&phase, answer, &mut patience);
+                    }
                 }
             }
             let freed = request.freed();
-            let is_done = freed >= phase.goal || !(answer.candidates || answer.busy);
+            let is_done = freed >= phase.goal || !answer.has_more();
             if is_done || patience.is_over(now_ms(), freed) {
                 break;
             }

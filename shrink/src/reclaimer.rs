@@ -38,6 +38,8 @@ pub(crate) struct Ask {
     /// Where the next pass begins, and where the last one is.
     pub(crate) priority: u32,
     pub(crate) last: u32,
+    /// Groups under their `low` are asked too.
+    pub(crate) breaks_low: bool,
 }
 
 /// What came of it.
@@ -47,19 +49,37 @@ pub(crate) struct Answer {
     pub(crate) candidates: bool,
     /// Some shrinker could do nothing at this moment: it said so, or another worker is in it.
     pub(crate) busy: bool,
+    /// Something was left alone for its group's `low`.
+    pub(crate) low: bool,
+    /// Part of it is what others saw, maybe before this one began, or have yet to see.
+    pub(crate) unsure: bool,
 }
 
 impl Answer {
-    fn to_bits(self) -> u32 {
-        u32::from(self.candidates) | u32::from(self.busy) << 1
+    pub(crate) fn to_bits(self) -> u32 {
+        [self.candidates, self.busy, self.low, self.unsure]
+            .into_iter()
+            .rev()
+            .fold(0, |bits, is_so| bits << 1 | u32::from(is_so))
     }
 
-    fn from_bits(bits: u32) -> Self {
-        Self { candidates: bits & 1 != 0, busy: bits & 2 != 0 }
+    pub(crate) fn from_bits(bits: u32) -> Self {
+        let is_so = |bit: u32| bits >> bit & 1 != 0;
+        Self { candidates: is_so(0), busy: is_so(1), low: is_so(2), unsure: is_so(3) }
     }
 
     pub(crate) fn or(self, other: Answer) -> Answer {
-        Answer { candidates: self.candidates || other.candidates, busy: self.busy || other.busy }
+        Answer {
+            candidates: self.candidates || other.candidates,
+            busy: self.busy || other.busy,
+            low: self.low || other.low,
+            unsure: self.unsure || other.unsure,
+        }
+    }
+
+    /// Whether asking again may bring something.
+    pub(crate) fn has_more(self) -> bool {
+        self.candidates || self.busy || self.low || self.unsure
     }
 }
 
@@ -83,6 +103,7 @@ pub(crate) struct Reclaimer {
     cause: AtomicU32,
     priority: AtomicU32,
     last: AtomicU32,
+    breaks_low: AtomicU32,
     answer: AtomicU32,
     next_free: AtomicU32,
 }
@@ -106,6 +127,7 @@ impl Record for Reclaimer {
             cause: zero(),
             priority: zero(),
             last: zero(),
+            breaks_low: zero(),
             answer: zero(),
             next_free: AtomicU32::new(NONE),
         }
@@ -211,6 +233,7 @@ impl Reclaimer {
         self.cause.store(ask.cause as u32, Ordering::Relaxed);
         self.priority.store(ask.priority, Ordering::Relaxed);
         self.last.store(ask.last, Ordering::Relaxed);
+        self.breaks_low.store(u32::from(ask.breaks_low), Ordering::Relaxed);
     }
 
     fn read(&self) -> Ask {
@@ -226,6 +249,7 @@ impl Reclaimer {
             goal: self.goal.load(Ordering::Relaxed),
             priority: self.priority.load(Ordering::Relaxed),
             last: self.last.load(Ordering::Relaxed),
+            breaks_low: self.breaks_low.load(Ordering::Relaxed) != 0,
         }
     }
 

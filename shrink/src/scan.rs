@@ -7,8 +7,10 @@
 //! dear, is asked for less than all it has. While the last quarter of a cache is not to be
 //! touched, one pass takes at most half.
 //!
-//! Work that a pass leaves undone is not carried to a later one: the reclaimer goes on to the
-//! next priority at once. What would carry it is one more term of `delta`.
+//! Work that a scan leaves undone, because the shrinker stopped or the time was over, is owed
+//! (`deferred.rs`): a later scan takes a share of it on top of its own, the larger the harder it
+//! presses. What a scan does not do because it is enough is not owed, for nobody wanted it. The
+//! kernel, whose scans end only by count, has no such case.
 //!
 //! Source: `do_shrink_slab` in `mm/shrinker.c`.
 
@@ -29,6 +31,11 @@ pub(crate) struct Plan {
     pub(crate) total: u64,
     /// Objects of one call, at most.
     pub(crate) batch: u64,
+    /// The scan's own part, and what was owed before it.
+    delta: u64,
+    owed: u64,
+    /// No more than this can be owed.
+    most_owed: u64,
 }
 
 /// A shrinker's count and what is known about it.
@@ -40,6 +47,8 @@ pub(crate) struct Share {
     pub(crate) seeks: u32,
     /// Objects of one call; 0: the default.
     pub(crate) batch: u32,
+    /// Objects that earlier scans owe.
+    pub(crate) owed: u64,
 }
 
 impl Plan {
@@ -54,7 +63,17 @@ impl Plan {
         };
         let delta = delta.max(least);
         let most = if gentle { freeable / 2 } else { 2 * freeable };
-        Self { total: delta.min(most), batch }
+        let delta = delta.min(most);
+        let owed = share.owed.min(MOST_OBJECTS);
+        let total = ((owed >> priority) + delta).min(most);
+        Self { total, batch, delta, owed, most_owed: 2 * freeable }
+    }
+
+    /// What is owed after `scanned` objects were looked at; `is_cut`: the scan ended before its
+    /// total, and not because it was enough.
+    pub(crate) fn owed_after(&self, scanned: u64, is_cut: bool) -> u64 {
+        let own = if is_cut { self.delta } else { self.delta.min(scanned) };
+        (self.owed + own).saturating_sub(scanned).min(self.most_owed)
     }
 }
 
@@ -73,24 +92,24 @@ mod tests {
     use proptest::prelude::*;
 
     fn share(freeable: u64, seeks: u32) -> Share {
-        Share { freeable, seeks, batch: 0 }
+        Share { freeable, seeks, batch: 0, owed: 0 }
     }
 
-    /// The objects that `do_shrink_slab` scans where no work is deferred.
-    fn kernel(share: Share, priority: u32) -> u64 {
+    /// What `do_shrink_slab` scans, and what it defers, where the shrinker stops after `stop`.
+    fn kernel(share: Share, priority: u32, stop: u64) -> (u64, u64) {
         let batch = if share.batch == 0 { 128 } else { u64::from(share.batch) };
         let delta = match share.seeks {
             0 => share.freeable / 2,
             seeks => (share.freeable >> priority) * 4 / u64::from(seeks),
         };
-        let mut total = delta.min(2 * share.freeable);
+        let mut total = ((share.owed >> priority) + delta).min(2 * share.freeable);
         let mut scanned = 0;
-        while total >= batch || (total >= share.freeable && total > 0) {
+        while (total >= batch || (total >= share.freeable && total > 0)) && scanned < stop {
             let now = batch.min(total);
             scanned += now;
             total -= now;
         }
-        scanned
+        (scanned, (share.owed + delta).saturating_sub(scanned).min(2 * share.freeable))
     }
 
     #[test]
@@ -132,13 +151,52 @@ mod tests {
             seeks in 0u32..9,
             batch in 0u32..1_000,
             priority in 1u32..=12,
+            owed in 0u64..10_000_000,
         ) {
-            let share = Share { freeable, seeks, batch };
+            let share = Share { freeable, seeks, batch, owed };
             let plan = Plan::new(share, priority, false);
-            let scanned = kernel(share, priority);
+            let (scanned, _) = kernel(share, priority, u64::MAX);
             prop_assert!(plan.total >= scanned, "{} < {scanned}", plan.total);
             prop_assert!(plan.total <= scanned + plan.batch, "{} >> {scanned}", plan.total);
             prop_assert!(plan.total <= 2 * freeable);
+        }
+
+        /// Where a shrinker stops in the middle, as much is owed as in the kernel: the same
+        /// batches were looked at then.
+        #[test]
+        fn as_much_is_owed_as_in_the_kernel(
+            freeable in 0u64..1_000_000,
+            seeks in 1u32..9,
+            priority in 1u32..=12,
+            owed in 0u64..3_000_000,
+            batches in 0u64..100,
+        ) {
+            let share = Share { freeable, seeks, batch: 0, owed };
+            let plan = Plan::new(share, priority, false);
+            let stop = (batches * plan.batch).min(plan.total / plan.batch * plan.batch);
+            let (scanned, deferred) = kernel(share, priority, stop);
+            prop_assert_eq!(scanned, stop);
+            prop_assert_eq!(plan.owed_after(stop, true), deferred);
+        }
+
+        /// What was not wanted is not owed, and what is done is not owed any more.
+        #[test]
+        fn only_what_was_wanted_is_owed(
+            freeable in 0u64..1_000_000,
+            priority in 0u32..=12,
+            owed in 0u64..3_000_000,
+            part in 0u64..=100,
+            gentle: bool,
+        ) {
+            let share = Share { freeable, seeks: 2, batch: 0, owed };
+            let plan = Plan::new(share, priority, gentle);
+            let scanned = plan.total * part / 100;
+            prop_assert!(plan.owed_after(scanned, false) <= owed);
+            prop_assert!(plan.owed_after(scanned, false) <= plan.owed_after(scanned, true));
+            if owed == 0 {
+                prop_assert_eq!(plan.owed_after(plan.total, true), 0);
+                prop_assert_eq!(plan.owed_after(scanned, false), 0);
+            }
         }
 
         /// No cache is too small: some priority looks at it, and the last at all of it.
@@ -150,8 +208,9 @@ mod tests {
         }
 
         #[test]
-        fn nothing_overflows(freeable: u64, seeks: u32, batch: u32, priority in 0u32..=12) {
-            let plan = Plan::new(Share { freeable, seeks, batch }, priority, false);
+        fn nothing_overflows(freeable: u64, seeks: u32, batch: u32, owed: u64, priority in 0u32..=12) {
+            let plan = Plan::new(Share { freeable, seeks, batch, owed }, priority, false);
+            plan.owed_after(freeable, true);
             prop_assert!(plan.total <= 2 * freeable.min(MOST_OBJECTS));
         }
     }

@@ -7,6 +7,7 @@ use crate::pass::Run;
 use crate::patience::Patience;
 use crate::raw::{Cause, Place};
 use crate::reclaimer::{Answer, Ask, Reclaimer};
+use crate::scan::FIRST_PRIORITY;
 use crate::stall::Stall;
 use crate::sync::{Ordering, futex_wait, thread_id};
 
@@ -25,6 +26,8 @@ pub(crate) struct Phase {
     pub(crate) causes: (Cause, Cause),
     /// The priorities, from and to.
     pub(crate) priorities: (u32, u32),
+    /// Groups under their `low` are asked too.
+    pub(crate) breaks_low: bool,
     /// Shrinkers of the worker run here too: no allocation is under way, and there is no worker.
     pub(crate) all_here: bool,
 }
@@ -120,6 +123,22 @@ impl<'e> Session<'e> {
         answer
     }
 
+    /// The last resort: after all else gave nothing, asks groups under their `low` too, if some
+    /// were left alone. Answers for the whole phase.
+    pub(crate) fn ask_low(
+        &mut self,
+        phase: &Phase,
+        answer: Answer,
+        patience: &mut Patience,
+    ) -> Answer {
+        if !answer.low {
+            return answer;
+        }
+        let phase = Phase { breaks_low: true, priorities: (FIRST_PRIORITY, 0), ..*phase };
+        let last = self.ask(&phase, patience);
+        Answer { low: false, ..answer }.or(last)
+    }
+
     fn ask_here(&self, phase: &Phase, place: Option<Place>, patience: &mut Patience) -> Answer {
         let has_some = match place {
             Some(place) => self.engine.has_marked(phase.target, place),
@@ -129,6 +148,7 @@ impl<'e> Session<'e> {
         self.engine.host().begin_eager(Some(self.request));
         let mut run = Run::new(me, phase.target, phase.causes.0, self.request, phase.goal);
         run.place = place;
+        run.breaks_low = phase.breaks_low;
         self.engine.passes(&mut run, patience, phase.priorities.0, phase.priorities.1);
         self.engine.host().end_eager();
         run.answer
@@ -144,8 +164,8 @@ impl<'e> Session<'e> {
             return Answer::default();
         }
         let (priority, last) = phase.priorities;
-        let ask =
-            Ask { target: phase.target, cause: phase.causes.1, goal: phase.goal, priority, last };
+        let Phase { target, goal, breaks_low, causes: (_, cause), .. } = *phase;
+        let ask = Ask { target, cause, goal, priority, last, breaks_low };
         engine.reclaimers.posting();
         me.post(self.request, ask);
         engine.crew.wake();
@@ -172,7 +192,7 @@ impl<'e> Session<'e> {
             self.gave_up += 1;
             // A shrinker that does not return is named, and its worker replaced.
             engine.crew.wake_keeper();
-            return Answer { candidates: true, busy: true };
+            return Answer { candidates: true, busy: true, ..Answer::default() };
         }
     }
 
@@ -213,14 +233,6 @@ impl Engine {
             return true;
         }
         let bits = self.registry.at(Some(place));
-        if bits.is_empty() {
-            return false;
-        }
-        let wanted = |group| !self.groups.marks(group, bits).is_empty();
-        let found = self.tree.next_in_subtree_where(target, None, wanted);
-        if let Some(group) = found {
-            self.put_deferred(group);
-        }
-        found.is_some()
+        self.groups.has_marked(&self.marked, target, bits)
     }
 }

@@ -103,6 +103,7 @@ impl Engine {
         let mut patience = Patience::new(Deadline::PROACTIVE, now_ms());
         let mut run = Run::new(me, ask.target, ask.cause, request, ask.goal);
         run.place = Some(Place::Worker);
+        run.breaks_low = ask.breaks_low;
         run.ticket = Some(ticket);
         run.is_turn = true;
         self.passes(&mut run, &mut patience, ask.priority, ask.last);

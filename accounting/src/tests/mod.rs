@@ -15,6 +15,8 @@ mod loom_notice;
 #[cfg(not(loom))]
 mod model;
 #[cfg(not(loom))]
+mod protection;
+#[cfg(not(loom))]
 mod requests;
 #[cfg(not(loom))]
 mod stock_model;

@@ -410,6 +410,8 @@ fn what_was_being_freed_during_the_cut_is_no_reason_to_refuse() {
     let greedy = Arc::new(Mutex::new(None));
     let started = greedy.clone();
     *locked(&sim.around_cut) = Some(std::boxed::Box::new(move |moment| match moment {
+        // The first one tidies up.
+        _ if sim.nr_cuts.load(Ordering::Relaxed) < 2 => {}
         Moment::BeforeCut => {
             let Some(object) = object.take() else { return };
             *locked(&evictable) = Some(object);
@@ -449,5 +451,49 @@ fn what_can_be_evicted_only_from_the_cut_on_is_evicted() {
     assert_eq!((toy.len(), sim.tree.events(group).oom), (0, 0));
     sim.free(object);
     sim.free(pinned);
+    sim.tree.check();
+}
+
+/// A group that is about to be its parent's cannot be visited: what it has is found afterwards.
+#[test]
+fn what_a_dying_group_has_is_evicted_before_a_refusal() {
+    let sim = Sim::new(Root::Untracked);
+    let top = sim.group(GroupRef::ROOT, "top", MIB);
+    let child = sim.group(top, "child", MIB);
+    let pinned = sim.alloc(top, 256 * KIB).expect("room");
+    let (toy, _) = Toy::registered(sim, Place::Direct);
+    let has_cut = Arc::new(AtomicBool::new(false));
+    let armed = has_cut.clone();
+    let recipe = Recipe::new(
+        "drops the child",
+        Place::Direct,
+        move |control| {
+            if control.group == top && armed.swap(false, Ordering::SeqCst) {
+                sim.engine.put(child);
+            }
+            RawCount::Objects(0)
+        },
+        |_| RawScan::Stop,
+    );
+    sim.register(recipe);
+    let mut object = Some(sim.alloc(child, 512 * KIB).expect("room"));
+    let filled = toy.clone();
+    *locked(&sim.around_cut) = Some(std::boxed::Box::new(move |moment| {
+        // The first one tidies up.
+        let is_first = sim.nr_cuts.load(Ordering::Relaxed) < 2;
+        if moment == Moment::AfterCut
+            && !is_first
+            && let Some(object) = object.take()
+        {
+            filled.insert(object);
+            has_cut.store(true, Ordering::SeqCst);
+        }
+    }));
+    let object = sim.alloc(top, 600 * KIB).expect("it fits beside what lives");
+    *locked(&sim.around_cut) = None;
+    assert_eq!((toy.len(), sim.tree.events(top).oom), (0, 0));
+    sim.free(object);
+    sim.free(pinned);
+    assert_eq!(sim.tree.nr_dying(), 0);
     sim.tree.check();
 }

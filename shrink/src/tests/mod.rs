@@ -14,6 +14,10 @@ mod loom_call;
 mod loom_list;
 #[cfg(loom)]
 mod loom_mark;
+#[cfg(loom)]
+mod loom_marked;
+#[cfg(not(loom))]
+mod protecting;
 #[cfg(not(loom))]
 mod reclaiming;
 #[cfg(not(loom))]
@@ -22,3 +26,7 @@ mod sim;
 mod stalls;
 #[cfg(not(loom))]
 mod stress;
+#[cfg(not(loom))]
+mod throttling;
+#[cfg(not(loom))]
+mod walking;

@@ -54,6 +54,8 @@ pub(crate) struct Sim {
     pub(crate) nr_cuts: AtomicU32,
     /// Runs before and after each cut, while it keeps all others out.
     pub(crate) around_cut: Mutex<Option<Hook>>,
+    /// What the engine told of charges over `high`.
+    pub(crate) over_high: Mutex<Vec<(GroupRef, u64)>>,
     pub(crate) can_start: AtomicBool,
     started: AtomicBool,
     pub(crate) nr_ticks: AtomicU32,
@@ -150,6 +152,10 @@ impl Host for Sim {
         true
     }
 
+    fn charged_over_high(&self, group: GroupRef, bytes: u64) {
+        locked(&self.over_high).push((group, bytes));
+    }
+
     fn report(&self, report: Report) {
         locked(&self.reports).push(report);
     }
@@ -169,6 +175,7 @@ impl Sim {
             nr_drains: AtomicU32::new(0),
             nr_cuts: AtomicU32::new(0),
             around_cut: Mutex::new(None),
+            over_high: Mutex::new(Vec::new()),
             can_start: AtomicBool::new(true),
             started: AtomicBool::new(false),
             nr_ticks: AtomicU32::new(0),
@@ -197,7 +204,7 @@ impl Sim {
 
     pub(crate) fn group(&self, parent: GroupRef, name: &str, max: u64) -> GroupRef {
         let settings = Settings { max: Limit::Bytes(max), ..Settings::default() };
-        self.tree.create(parent, name, settings).expect("made")
+        self.engine.create(parent, name, settings).expect("made")
     }
 
     /// Where a test is not about time, other tests that take the CPU must not decide it.
@@ -382,6 +389,11 @@ impl Toy {
         let (id, _) = sim.register(toy.recipe("toy", place));
         toy.id.set(id).expect("set once");
         (toy, id)
+    }
+
+    /// The shrinker that it marks from now on.
+    pub(crate) fn serve(&self, id: ShrinkerId) {
+        self.id.set(id).expect("set once");
     }
 
     pub(crate) fn recipe(self: &Arc<Self>, name: &'static str, place: Place) -> Recipe {
