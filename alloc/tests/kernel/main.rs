@@ -14,6 +14,7 @@
 
 mod kmem;
 mod memcontrol;
+mod protection;
 #[path = "../support/mod.rs"]
 mod support;
 
