@@ -58,7 +58,8 @@ fn protection(kind: Kind) {
     memcg::drain();
     let usages = [&b, &c, &d, &e, &f].map(Group::usage);
     println!("{kind:?}: B, C, D, E, F: {:?} KiB", usages.map(|usage| usage >> 10));
-    assert_close("B", usages[0], 50 * MIB, 6);
+    // What G leaves it: not less than is protected, and 2M more.
+    assert!((50 * MIB..=52 * MIB).contains(&usages[0]), "B: {}", usages[0]);
     assert_close("C", usages[1], 29 * MIB, 15);
     assert_close("D", usages[2], 21 * MIB, 20);
     assert!(usages[3] <= 2 * MIB, "E: {}", usages[3]);
