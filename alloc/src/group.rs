@@ -20,6 +20,9 @@ use crate::builder::GroupBuilder;
 /// A value is a handle. Cloning makes another one; when the last handle and the last online
 /// child are gone the group goes offline: its objects, lists and charges are its parent's.
 ///
+/// A cgroup is removed by name, which may fail, and stays dying while its memory lives; a group goes
+/// at once with whoever holds it. The whole comparison is in `docs/cgroup-v2.md`.
+///
 /// # Examples
 ///
 /// ```
@@ -170,6 +173,9 @@ impl Group {
     /// Guards dropped out of order, or leaked, are memory-safe: what they leave current charges
     /// the nearest live ancestor.
     ///
+    /// Source: the kernel's `set_active_memcg`. A cgroup has whole processes, and a new one begins in
+    /// its parent's; a new thread begins at the root here.
+    ///
     /// # Examples
     ///
     /// ```
@@ -211,6 +217,9 @@ impl Group {
 
     /// Sets the hard limit. It holds from this moment; what is over it is reclaimed then.
     ///
+    /// Source: `memory.max`. The kernel kills where this is an error, lets usage pass it for a while,
+    /// and rounds it down to pages.
+    ///
     /// # Errors
     ///
     /// [`is_busy`](Error::is_busy): memory that can't be reclaimed is over the limit, which
@@ -235,6 +244,9 @@ impl Group {
     }
 
     /// Sets `high`, and reclaims towards it. Pinned memory may stay over it.
+    ///
+    /// Source: `memory.high`. There whoever passes it reclaims, and sleeps for up to 2 s; here the
+    /// worker reclaims, and nobody waits for it.
     ///
     /// # Errors
     ///
@@ -303,11 +315,16 @@ impl Group {
 
     /// Sets that policy; it counts for charges to this group, whichever ancestor refuses. New
     /// children copy it.
+    ///
+    /// The kernel kills instead. What is let through is its `__GFP_NOFAIL`, for a whole group.
     pub fn set_on_limit(&self, policy: OnLimit) {
         TREE.set_on_limit(self.group, policy);
     }
 
     /// Bounds how many groups there may be below this one (`cgroup.max.descendants`).
+    ///
+    /// What a group takes is charged to nobody, so that this is its bound; the kernel charges it to
+    /// the parent.
     ///
     /// # Errors
     ///
@@ -384,6 +401,8 @@ impl Group {
     /// Never below what lives; up to 512 KiB per thread above it, of freed or unspent bytes
     /// that wait for reuse, [`drain`](crate::drain) or about 100 ms of idleness. An untracked
     /// root answers the sum of its children, in `O(children)`.
+    ///
+    /// Source: `memory.current`.
     #[must_use]
     pub fn usage(&self) -> u64 {
         TREE.usage(self.group)
@@ -396,6 +415,9 @@ impl Group {
     }
 
     /// What happened to the group and everything below it. Never runs backwards.
+    ///
+    /// Source: `memory.events`. There `oom` may end in a kill; here it is an allocation that was
+    /// refused. The kernel counts `max` for each retry of a charge, and has no `forced`.
     #[must_use]
     pub fn events(&self) -> Events {
         TREE.events(self.group)

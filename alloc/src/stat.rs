@@ -85,6 +85,9 @@ impl Stat {
 impl Group {
     /// The group's figures. Exact: drains first, so it costs up to milliseconds with many
     /// threads. `slab + large == usage`.
+    ///
+    /// Source: `memory.stat` and `cgroup.stat`. The kernel's may be 2 s old, and has the kinds of
+    /// memory that a kernel knows.
     #[must_use]
     pub fn stat(&self) -> Stat {
         drain::everything(|| Stat::read(self.as_ref())).unwrap_or_default()
