@@ -90,7 +90,10 @@ impl fmt::Display for OverLimit {
         if self.is_system() {
             return write!(f, "the system has no memory for {requested} bytes");
         }
-        let path = self.group().map_or_else(|| "a group that is gone".into(), |g| g.path());
+        // Charged to nobody: the group that this is about may have no room for it.
+        let path = scope::unaccounted(|| {
+            self.group().map_or_else(|| "a group that is gone".into(), |group| group.path())
+        });
         if *requested == 0 {
             return write!(f, "usage of {path} is over its max: {usage} of {max} bytes");
         }
@@ -141,7 +144,14 @@ impl Error {
         Self { kind, group, what, requested: 0, usage: 0, max: u64::MAX, reclaimed: 0 }
     }
 
+    // What these allocate is charged to nobody: whoever is told that a group is full may be in
+    // that very group.
+
     pub(crate) fn create(parent: &Group, name: &str, error: CreateError) -> Self {
+        scope::unaccounted(|| Self::of_creation(parent, name, error))
+    }
+
+    fn of_creation(parent: &Group, name: &str, error: CreateError) -> Self {
         let path = parent.path();
         match error {
             CreateError::Name(reason) => {
@@ -174,22 +184,26 @@ impl Error {
     }
 
     pub(crate) fn untracked_root(what: &'static str) -> Self {
-        Self::new(
-            Kind::Unsupported,
-            "/".into(),
-            format!("the root is untracked and has no {what}: see `Memcg::accounting_root`"),
-        )
+        scope::unaccounted(|| {
+            let what =
+                format!("the root is untracked and has no {what}: see `Memcg::accounting_root`");
+            Self::new(Kind::Unsupported, "/".into(), what)
+        })
     }
 
     pub(crate) fn busy(group: &Group, wanted: u64, usage: u64, reclaimed: u64) -> Self {
-        let what = format!("{usage} bytes are in use and can't be reclaimed to {wanted}");
-        Self { usage, max: wanted, reclaimed, ..Self::new(Kind::Busy, group.path(), what) }
+        scope::unaccounted(|| {
+            let what = format!("{usage} bytes are in use and can't be reclaimed to {wanted}");
+            Self { usage, max: wanted, reclaimed, ..Self::new(Kind::Busy, group.path(), what) }
+        })
     }
 
     pub(crate) fn again(group: &Group, requested: u64, reclaimed: u64) -> Self {
-        let what = format!("{reclaimed} of {requested} bytes could be reclaimed");
         let usage = group.usage();
-        Self { requested, reclaimed, usage, ..Self::new(Kind::Again, group.path(), what) }
+        scope::unaccounted(|| {
+            let what = format!("{reclaimed} of {requested} bytes could be reclaimed");
+            Self { requested, reclaimed, usage, ..Self::new(Kind::Again, group.path(), what) }
+        })
     }
 
     /// A live sibling has the name.

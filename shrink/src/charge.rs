@@ -283,9 +283,17 @@ impl Engine {
         let allowance = self.allowance(payer, &caller);
         let mut attempt =
             Attempt { engine: self, payer, need, ahead, over, session: None, charged: None };
-        if allowance == 0 || !self.is_hopeless(over.group) {
-            self.make_room(&mut attempt, &caller);
+        // Who is let over the limit anyway spares the caches what they can't make room for.
+        let is_hopeless = allowance > 0 && self.is_hopeless(over.group);
+        if (is_hopeless || need > over.max)
+            && let Some(charged) = self.charge_over(payer, need, allowance)
+        {
+            if is_hopeless {
+                self.note_hopeless(over.group);
+            }
+            return Ok(charged);
         }
+        self.make_room(&mut attempt, &caller, allowance);
         // The request closes here, and gives back what it had.
         attempt.session = None;
         if let Some(charged) = attempt.charged {
@@ -304,15 +312,16 @@ impl Engine {
     }
 
     /// Everything that may let the charge fit.
-    fn make_room<'e>(&'e self, attempt: &mut Attempt<'e>, caller: &Caller) {
+    fn make_room<'e>(&'e self, attempt: &mut Attempt<'e>, caller: &Caller, allowance: u64) {
         let target = attempt.over.group;
         self.tidy(target);
         // Also where it got nothing: another drain may have taken, or be taking, what there was.
         if attempt.retry() {
             return;
         }
-        // What is larger than the limit fits by no reclaim: nothing is evicted for it.
-        if attempt.need <= attempt.over.max {
+        // What is larger than the limit, and what may be over it, fits by no reclaim: nothing is
+        // evicted for it.
+        if attempt.need <= attempt.over.max.saturating_add(allowance) {
             match caller.request {
                 Some(request) if !caller.no_reclaim && !caller.panicking => {
                     let over = attempt.over.group;
