@@ -12,7 +12,8 @@
 //!     │  until others have put down what they were evicting
 //!     ├─ the one cut                                          ─► retry, with all threads stopped
 //!     │  and again, until the deadline, if bytes came back since
-//!     ├─ what the policy allows over the limit
+//!     ├─ what the policy allows over the limit; where that is too little, all of it again for
+//!     │  the group that refuses it
 //!     └─ refused: event `oom`
 //! ```
 //!
@@ -61,9 +62,13 @@ struct Attempt<'e> {
     payer: Payer,
     need: u64,
     ahead: u64,
+    /// How far over the limits it may go.
+    margin: u64,
     /// The last refusal.
     over: OverLimit,
     session: Option<Session<'e>>,
+    /// Of all rounds together.
+    patience: Option<Patience>,
     charged: Option<Charged>,
 }
 
@@ -71,10 +76,11 @@ impl Attempt<'_> {
     /// Tries again; `true`: it is charged.
     fn retry(&mut self) -> bool {
         let engine = self.engine;
+        let (ahead, over) = (self.ahead, self.margin);
         let answer = engine.take(|| match &mut self.session {
-            Some(session) => session.settle(self.ahead),
+            Some(session) => session.settle(ahead, over),
             None => {
-                let want = Want { need: self.need, ahead: self.ahead, over: 0 };
+                let want = Want { need: self.need, ahead, over };
                 engine.tree.charge(self.payer, want)
             }
         });
@@ -101,17 +107,23 @@ impl Attempt<'_> {
     /// Rounds and the cut. What could be evicted at the moment of the cut may be in the hands of
     /// others, who free it right after: if anything came back from the cut on, it is tried again.
     fn try_everything(&mut self, deadline: Deadline) {
-        let mut patience = Patience::new(deadline, now_ms());
+        let patience = self.patience.take();
+        let mut patience = patience.unwrap_or_else(|| Patience::new(deadline, now_ms()));
+        self.try_within(&mut patience);
+        self.patience = Some(patience);
+    }
+
+    fn try_within(&mut self, patience: &mut Patience) {
         let mut has_cut = false;
         loop {
-            if self.rounds(&mut patience, &mut has_cut) {
+            if self.rounds(patience, &mut has_cut) {
                 return;
             }
             let seen = self.reclaimed();
             if self.cut() {
                 return;
             }
-            self.await_others(&mut patience);
+            self.await_others(patience);
             let freed = self.session.as_ref().map_or(0, |session| session.request.freed());
             if self.reclaimed() == seen || patience.is_over(now_ms(), freed) {
                 break;
@@ -281,27 +293,43 @@ impl Engine {
             return Ok(self.charge_reserved(payer, need, PANIC_ALLOWANCE));
         }
         let allowance = self.allowance(payer, &caller);
-        let mut attempt =
-            Attempt { engine: self, payer, need, ahead, over, session: None, charged: None };
-        // Who is let over the limit anyway spares the caches what they can't make room for.
-        let is_hopeless = allowance > 0 && self.is_hopeless(over.group);
-        if (is_hopeless || need > over.max)
-            && let Some(charged) = self.charge_over(payer, need, allowance)
-        {
-            if is_hopeless {
-                self.note_hopeless(over.group);
-            }
-            return Ok(charged);
+        let mut attempt = Attempt {
+            engine: self,
+            payer,
+            need,
+            ahead,
+            margin: 0,
+            over,
+            session: None,
+            patience: None,
+            charged: None,
+        };
+        // Who is let over the limit anyway spares the caches what makes no room under it.
+        let spares = allowance > 0 && (need > over.max || self.is_hopeless(over.group));
+        if !spares {
+            self.make_room(&mut attempt, &caller);
         }
-        self.make_room(&mut attempt, &caller, allowance);
-        // The request closes here, and gives back what it had.
-        attempt.session = None;
+        if attempt.charged.is_none() && allowance > 0 {
+            let within_max = attempt.over;
+            match self.charge_over(payer, need, allowance) {
+                Ok(charged) => {
+                    if need <= within_max.max {
+                        self.note_hopeless(within_max.group);
+                    }
+                    return Ok(charged);
+                }
+                // It fits over the limit only if what is there makes room: of this group, now.
+                Err(over) => {
+                    attempt = Attempt { margin: allowance, ahead: 0, over, ..attempt };
+                    self.make_room(&mut attempt, &caller);
+                    if let Some(charged) = &attempt.charged {
+                        self.count_forced(payer, charged);
+                    }
+                }
+            }
+        }
         if let Some(charged) = attempt.charged {
             self.after_charge(&charged);
-            return Ok(charged);
-        }
-        if let Some(charged) = self.charge_over(payer, need, allowance) {
-            self.note_hopeless(attempt.over.group);
             return Ok(charged);
         }
         // A refusal where reclaim was not allowed is no sign that there was no memory.
@@ -312,7 +340,7 @@ impl Engine {
     }
 
     /// Everything that may let the charge fit.
-    fn make_room<'e>(&'e self, attempt: &mut Attempt<'e>, caller: &Caller, allowance: u64) {
+    fn make_room<'e>(&'e self, attempt: &mut Attempt<'e>, caller: &Caller) {
         let target = attempt.over.group;
         self.tidy(target);
         // Also where it got nothing: another drain may have taken, or be taking, what there was.
@@ -321,13 +349,15 @@ impl Engine {
         }
         // What is larger than the limit, and what may be over it, fits by no reclaim: nothing is
         // evicted for it.
-        if attempt.need <= attempt.over.max.saturating_add(allowance) {
+        if attempt.need <= attempt.over.max.saturating_add(attempt.margin) {
             match caller.request {
                 Some(request) if !caller.no_reclaim && !caller.panicking => {
                     let over = attempt.over.group;
                     attempt.session =
                         Session::for_charge(self, request, attempt.payer, over, attempt.need);
                     attempt.try_everything(self.deadline_of(attempt.payer));
+                    // The request closes, and gives back what it had.
+                    attempt.session = None;
                     return;
                 }
                 _ => {
@@ -370,18 +400,19 @@ impl Engine {
     }
 
     /// Charges up to `over` bytes over the limits, and counts it.
-    fn charge_over(&self, payer: Payer, need: u64, over: u64) -> Option<Charged> {
-        if over == 0 {
-            return None;
-        }
-        let charged = self.take(|| self.tree.charge(payer, Want { need, ahead: 0, over })).ok()?;
+    fn charge_over(&self, payer: Payer, need: u64, over: u64) -> Result<Charged, OverLimit> {
+        let charged = self.take(|| self.tree.charge(payer, Want { need, ahead: 0, over }))?;
+        self.count_forced(payer, &charged);
+        Ok(charged)
+    }
+
+    fn count_forced(&self, payer: Payer, charged: &Charged) {
         if charged.forced
             && let Some(owner) = self.tree.owner(payer.tag)
             && let Some(level) = self.tree.over_max(owner)
         {
             self.tree.count(level.group, EventKind::Forced);
         }
-        Some(charged)
     }
 
     /// A thread that reclaims is never refused, and never reclaims again.
@@ -391,7 +422,7 @@ impl Engine {
 
     /// Charges up to `reserve` bytes over the limits, and what is beyond that to nobody.
     fn charge_reserved(&self, payer: Payer, need: u64, reserve: u64) -> Charged {
-        self.charge_over(payer, need, reserve).unwrap_or_else(|| {
+        self.charge_over(payer, need, reserve).unwrap_or_else(|_| {
             self.counters.beyond_reserve.fetch_add(need, Ordering::Relaxed);
             Charged { tag: Tag::NOBODY, bytes: need, over_high: None, forced: false }
         })
