@@ -52,6 +52,19 @@ pub(crate) enum Verdict {
     TooFar,
 }
 
+/// A charge before it is made.
+#[derive(Debug)]
+pub(crate) struct Before {
+    pub(crate) of: Option<usize>,
+    pub(crate) need: u64,
+    /// What the payer and its ancestors were charged.
+    pub(crate) usage: Vec<(usize, u64)>,
+    pub(crate) verdict: Verdict,
+    /// The first group that it meets the limit of.
+    pub(crate) over: Option<usize>,
+    pub(crate) allowance: u64,
+}
+
 /// What an allocation takes: pages above 32 KiB, and for alignments above a page, of which jemalloc
 /// gives 4 at least; else the size itself where there is such a class, and the next one else.
 pub(crate) fn charged(layout: Layout) -> u64 {

@@ -57,6 +57,12 @@ verbs! {
     Renew = 1,
 }
 
+/// The verb with that number, of as many as there are.
+#[allow(dead_code, reason = "for the fuzzer, whose bytes are steps")]
+pub(crate) fn verb(number: usize) -> Verb {
+    VERBS[number % VERBS.len()].0
+}
+
 /// One step. What picks something is taken modulo how many there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Op {

@@ -4,11 +4,12 @@ use std::alloc::Layout;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use memcg::{Cache, Events, Group, Limit, OnLimit};
 
 use crate::actor::{Actor, MAX_SCOPES, Object, Payer};
-use crate::books::{Books, Counts, Line, Verdict, charged};
+use crate::books::{Before, Books, Counts, Line, Verdict, charged};
 use crate::script::{Op, Verb};
 
 /// Threads that live on. Who is beyond them is a fresh thread.
@@ -19,6 +20,9 @@ const MAX_OBJECTS: usize = 300;
 const MAX_GROUPS: usize = 20;
 /// Keys of the cache.
 const KEYS: usize = 100;
+
+/// What an allocation may wait for the caches.
+const PATIENT: Duration = Duration::from_secs(60);
 
 /// A cached value of about 1 KiB, which tells its key.
 type Value = [u64; 120];
@@ -37,6 +41,8 @@ pub(crate) struct World {
     scopes: Vec<Vec<usize>>,
     cache: Arc<Cache<u64, Value>>,
     evictions: u64,
+    /// Threads that drains could not stop.
+    given_up: u64,
     fill: u8,
 }
 
@@ -74,6 +80,7 @@ impl World {
             scopes: vec![Vec::new(); ACTORS],
             cache: Arc::new(Cache::direct("model")),
             evictions: 0,
+            given_up: memcg::self_stat().given_up,
             fill: 1,
         };
         // The first group stays.
@@ -196,6 +203,8 @@ impl World {
         let name = if parent.is_none() { format!("model {} {i}", self.run) } else { i.to_string() };
         let above = parent.map_or_else(Group::root, |parent| self.group(parent));
         let group = above.builder(&name).max(bytes(max)).build().expect("a fresh name");
+        // No step is about time, and a loaded machine takes its own.
+        group.set_deadline(PATIENT, PATIENT);
         // A child copies the policy.
         let allowance = parent.map_or(0, |parent| self.books.groups[parent].allowance);
         let above = parent.map_or("", |parent| &self.books.groups[parent].path);
@@ -342,6 +351,13 @@ impl World {
             let paid = |&(i, usage): &(usize, u64)| pinned[i] + before.need <= usage;
             assert!(before.usage.iter().all(paid), "{before:?}: {:?}", self.books);
             return;
+        }
+        let given_up = memcg::self_stat().given_up;
+        if !granted && verdict == Verdict::Granted && given_up > self.given_up {
+            // A thread that the system did not run could not be stopped: that is counted, too.
+            self.given_up = given_up;
+            self.sync(|_, _| true);
+            return self.adopt_events();
         }
         assert_eq!(granted, verdict == Verdict::Granted, "{before:?}: {:?}", self.books);
         if self.strict && over.is_none() {
@@ -581,17 +597,4 @@ impl World {
         drop(self);
         memcg::check();
     }
-}
-
-/// A charge before it is made.
-#[derive(Debug)]
-struct Before {
-    of: Option<usize>,
-    need: u64,
-    /// What the payer and its ancestors were charged.
-    usage: Vec<(usize, u64)>,
-    verdict: Verdict,
-    /// The first group that it meets the limit of.
-    over: Option<usize>,
-    allowance: u64,
 }
