@@ -23,7 +23,7 @@ crossbeam-skiplist  0.1.3    --lib --tests
 dashmap             6.1.0    --lib
 regex               1.11.1   --lib --tests
 serde_json          1.0.140  --lib --tests
-tokio               1.45.0   --features full --test rt_threaded --test rt_basic --test sync_mpsc --test task_join_set --test io_copy --test sync_broadcast --test task_local
+tokio               1.45.0   --features full,test-util --test rt_threaded --test rt_basic --test sync_mpsc --test task_join_set --test io_copy --test sync_broadcast --test task_local
 rayon               1.10.0   --lib --tests
 moka                0.12.10  --lib --features sync
 im                  15.1.0   --lib
@@ -95,7 +95,7 @@ suite() {
 
 passed=0
 failed=0
-printf '%-20s %-9s %7s %7s %8s %10s  %s\n' crate version tests failing programs 'peak MiB' result
+printf '%-20s %-9s %7s %7s %8s %10s  %s\n' crate version tests failing programs 'peak KiB' result
 while read -r name version flags; do
   [ -n "$name" ] || continue
   case " $wanted " in *" all "* | *" $name "*) ;; *) continue ;; esac
@@ -124,14 +124,14 @@ while read -r name version flags; do
   programs=$(grep -c . "$work/out/$name.peaks" 2>/dev/null || true)
   peak=$(sort -n "$work/out/$name.peaks" 2>/dev/null | tail -n 1)
   if ! diff "$work/out/$name.system" "$work/out/$name.memcg" >"$work/out/$name.diff"; then
-    row "$tests" "$failing" "${programs:-0}" "$((${peak:-0} >> 20))" 'DIFFERENT'
+    row "$tests" "$failing" "${programs:-0}" "$((${peak:-0} >> 10))" 'DIFFERENT'
     sed 's/^/    /' "$work/out/$name.diff"
     failed=$((failed + 1))
   elif [ "$tests" -eq 0 ] || [ "${peak:-0}" -eq 0 ]; then
     row "$tests" "$failing" "${programs:-0}" "${peak:-0}" 'NOTHING RAN ON MEMCG'
     failed=$((failed + 1))
   else
-    row "$tests" "$failing" "$programs" "$((peak >> 20))" 'no difference'
+    row "$tests" "$failing" "$programs" "$((peak >> 10))" 'no difference'
     passed=$((passed + 1))
   fi
 done <<<"$CRATES"
