@@ -166,13 +166,18 @@ impl Tree {
         }
     }
 
-    /// Charges what the credit of `request`, which is open, leaves uncovered, and closes it:
-    /// need and credit are one charge then, which is the caller's.
+    /// Charges what the credit of `request`, which is open, leaves uncovered, up to `over` bytes
+    /// over the limits, and closes it: need and credit are one charge then, which is the caller's.
     ///
     /// # Errors
     ///
     /// [`OverLimit`] as from [`charge`](Tree::charge). The request stays open, with its credit.
-    pub fn settle_request(&self, request: &Request, ahead: u64) -> Result<Charged, OverLimit> {
+    pub fn settle_request(
+        &self,
+        request: &Request,
+        ahead: u64,
+        over: u64,
+    ) -> Result<Charged, OverLimit> {
         let (tag, need) = (request.tag(), request.need());
         let nobody = Charged { tag: Tag::NOBODY, bytes: need, over_high: None, forced: false };
         let Some((_guard, context)) = self.lock_tag(tag) else { return Ok(nobody) };
@@ -183,7 +188,7 @@ impl Tree {
             return Ok(nobody);
         };
         let charged = if credit < need {
-            let rest = Want { need: need - credit, ahead, over: 0 };
+            let rest = Want { need: need - credit, ahead, over };
             self.charge_locked(tag, context, slot, rest)
                 .map_err(|over| OverLimit { requested: need, ..over })?
         } else {

@@ -5,7 +5,7 @@ use memcg_accounting::{Limit, OnLimit, Settings};
 use crate::error::Error;
 use crate::group::{self, Group};
 use crate::process::ENGINE;
-use crate::worker;
+use crate::{scope, worker};
 
 /// Makes a group: [`Group::builder`].
 ///
@@ -33,7 +33,9 @@ pub struct GroupBuilder {
 
 impl GroupBuilder {
     pub(crate) fn new(parent: Group, name: &str) -> Self {
-        Self { parent, name: name.to_owned(), settings: Settings::default() }
+        // Charged to nobody, as the group itself is.
+        let name = scope::unaccounted(|| name.to_owned());
+        Self { parent, name, settings: Settings::default() }
     }
 
     /// The hard limit, in bytes. Default: none.

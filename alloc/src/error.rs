@@ -90,7 +90,10 @@ impl fmt::Display for OverLimit {
         if self.is_system() {
             return write!(f, "the system has no memory for {requested} bytes");
         }
-        let path = self.group().map_or_else(|| "a group that is gone".into(), |g| g.path());
+        // Charged to nobody: the group that this is about may have no room for it.
+        let path = scope::unaccounted(|| {
+            self.group().map_or_else(|| "a group that is gone".into(), |group| group.path())
+        });
         if *requested == 0 {
             return write!(f, "usage of {path} is over its max: {usage} of {max} bytes");
         }
@@ -142,7 +145,14 @@ impl Error {
         Self { kind, group, what, requested: 0, usage: 0, max: u64::MAX, reclaimed: 0 }
     }
 
+    // What these allocate is charged to nobody: whoever is told that a group is full may be in
+    // that very group.
+
     pub(crate) fn create(parent: &Group, name: &str, error: CreateError) -> Self {
+        scope::unaccounted(|| Self::of_creation(parent, name, error))
+    }
+
+    fn of_creation(parent: &Group, name: &str, error: CreateError) -> Self {
         let path = parent.path();
         match error {
             CreateError::Name(reason) => {
@@ -175,49 +185,60 @@ impl Error {
     }
 
     pub(crate) fn untracked_root(what: &'static str) -> Self {
-        Self::new(
-            Kind::Unsupported,
-            "/".into(),
-            format!("the root is untracked and has no {what}: see `Memcg::accounting_root`"),
-        )
+        scope::unaccounted(|| {
+            let what =
+                format!("the root is untracked and has no {what}: see `Memcg::accounting_root`");
+            Self::new(Kind::Unsupported, "/".into(), what)
+        })
     }
 
     pub(crate) fn busy(group: &Group, wanted: u64, usage: u64, reclaimed: u64) -> Self {
-        let what = format!("usage {usage} can't be reclaimed to {wanted}: what is left is in use");
-        Self { usage, max: wanted, reclaimed, ..Self::new(Kind::Busy, group.path(), what) }
+        scope::unaccounted(|| {
+            let what =
+                format!("usage {usage} can't be reclaimed to {wanted}: what is left is in use");
+            Self { usage, max: wanted, reclaimed, ..Self::new(Kind::Busy, group.path(), what) }
+        })
     }
 
     pub(crate) fn again(group: &Group, requested: u64, reclaimed: u64) -> Self {
-        Self::again_at(group.path(), group.as_ref(), requested, reclaimed)
+        let path = scope::unaccounted(|| group.path());
+        Self::again_at(path, group.as_ref(), requested, reclaimed)
     }
 
     /// The same of a group at `path`, which may be gone.
     pub(crate) fn again_at(path: String, group: GroupRef, requested: u64, reclaimed: u64) -> Self {
         let (usage, limit) = (TREE.usage(group), TREE.max(group));
-        let what = format!(
-            "{reclaimed} of {requested} bytes could be reclaimed: usage {usage}, max {limit}"
-        );
         let max = limit.bytes().unwrap_or(u64::MAX);
-        Self { requested, reclaimed, usage, max, ..Self::new(Kind::Again, path, what) }
+        scope::unaccounted(|| {
+            let what = format!(
+                "{reclaimed} of {requested} bytes could be reclaimed: usage {usage}, max {limit}"
+            );
+            Self { requested, reclaimed, usage, max, ..Self::new(Kind::Again, path, what) }
+        })
     }
 
     pub(crate) fn cancelled(path: String, requested: u64, reclaimed: u64) -> Self {
-        let what = format!("cancelled when {reclaimed} of {requested} bytes were reclaimed");
-        Self { requested, reclaimed, ..Self::new(Kind::Cancelled, path, what) }
+        scope::unaccounted(|| {
+            let what = format!("cancelled when {reclaimed} of {requested} bytes were reclaimed");
+            Self { requested, reclaimed, ..Self::new(Kind::Cancelled, path, what) }
+        })
     }
 
     pub(crate) fn gone(path: String, requested: u64, reclaimed: u64) -> Self {
-        let what =
-            format!("the group went offline when {reclaimed} of {requested} bytes were reclaimed");
-        Self { requested, reclaimed, ..Self::new(Kind::Gone, path, what) }
+        scope::unaccounted(|| {
+            let what = format!(
+                "the group went offline when {reclaimed} of {requested} bytes were reclaimed"
+            );
+            Self { requested, reclaimed, ..Self::new(Kind::Gone, path, what) }
+        })
     }
 
     pub(crate) fn invalid(group: &Group, what: &'static str) -> Self {
-        Self::new(Kind::Invalid, group.path(), what)
+        scope::unaccounted(|| Self::new(Kind::Invalid, group.path(), what))
     }
 
     pub(crate) fn system_at(group: &Group, what: String) -> Self {
-        Self::new(Kind::System, group.path(), what)
+        scope::unaccounted(|| Self::new(Kind::System, group.path(), what))
     }
 
     /// A live sibling has the name.

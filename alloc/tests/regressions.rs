@@ -93,3 +93,29 @@ fn a_thread_of_the_child_that_has_the_record_of_a_worker_caches() {
     });
     drop((registration, object));
 }
+
+#[test]
+fn a_thread_whose_group_is_full_is_told_so_and_not_aborted() {
+    let _alone = alone();
+    let group = Group::root().builder("full").max(64 << 10).build().expect("fresh");
+    let child = group.create("taken").expect("fresh");
+    let mut held: Vec<Raw> = Vec::with_capacity(1 << 14);
+    held.extend(std::iter::from_fn(|| Raw::in_group(&group, 8)));
+    group.run(|| {
+        assert!(group.reclaim(1).is_err_and(|error| error.is_again()));
+        assert!(group.shrink_to(1).is_err_and(|error| error.is_busy()));
+        assert!(group.create("taken").is_err_and(|error| error.is_exists()));
+        assert!(group.create("a/b").is_err_and(|error| error.is_invalid()));
+        assert!(Group::root().set_max(1).is_err_and(|error| error.is_unsupported()));
+        drop(group.create("another").expect("a group is nobody's memory"));
+        assert!(group.set_max(1).is_err_and(|error| error.is_busy()));
+        let over = group.check().expect_err("it is over its limit");
+        // Into what is there already.
+        let mut text = [0_u8; 200];
+        std::io::Write::write_fmt(&mut &mut text[..], format_args!("{over}")).expect("it fits");
+        assert!(text.starts_with(b"usage of /full is over its max"));
+    });
+    drop((held, child));
+    memcg::drain();
+    assert_eq!(group.usage(), 0);
+}

@@ -12,7 +12,8 @@
 //!     │  until others have put down what they were evicting
 //!     ├─ the one cut                                          ─► retry, with all threads stopped
 //!     │  and all again, until a look after it finds that no byte came back, or the deadline
-//!     ├─ what the policy allows over the limit
+//!     ├─ what the policy allows over the limit; where that is too little, all of it again for
+//!     │  the group that refuses it
 //!     └─ refused: event `oom`
 //! ```
 //!
@@ -25,6 +26,8 @@
 //!   it that found nothing; or the deadline is over.
 //!
 //! Source: `try_charge_memcg` in `mm/memcontrol.c`; the drain comes before reclaim here.
+
+use core::cell::OnceCell;
 
 use memcg_accounting::{
     Charged, EventKind, GroupRef, OnLimit, OverLimit, Payer, Tag, Want, now_ms,
@@ -59,28 +62,35 @@ fn batch(need: u64, max: u64) -> u64 {
 }
 
 /// A charge that has met a limit.
-struct Attempt<'e> {
+struct Attempt<'a, 'e> {
     engine: &'e Engine,
     payer: Payer,
     need: u64,
     ahead: u64,
+    /// How far over the limits it may go.
+    margin: u64,
     /// The last refusal.
     over: OverLimit,
-    session: Option<Session<'e>>,
+    session: Option<Session<'a>>,
+    /// Of all rounds together.
+    patience: Option<Patience>,
     charged: Option<Charged>,
+    /// The group that pays.
+    owner: Option<GroupRef>,
     /// The wait, for whoever counts it.
-    stall: Option<&'e Stall<'e>>,
+    stall: &'a OnceCell<Option<Stall<'e>>>,
     tried: Tried,
 }
 
-impl Attempt<'_> {
+impl<'a, 'e> Attempt<'a, 'e> {
     /// Tries again; `true`: it is charged.
     fn retry(&mut self) -> bool {
         let engine = self.engine;
+        let (ahead, over) = (self.ahead, self.margin);
         let answer = engine.take(|| match &mut self.session {
-            Some(session) => session.settle(self.ahead),
+            Some(session) => session.settle(ahead, over),
             None => {
-                let want = Want { need: self.need, ahead: self.ahead, over: 0 };
+                let want = Want { need: self.need, ahead, over };
                 engine.tree.charge(self.payer, want)
             }
         });
@@ -94,11 +104,18 @@ impl Attempt<'_> {
     /// Closes the request, which gives back what it had, and sums up what was tried.
     fn close(&mut self) {
         if let Some(session) = self.session.take() {
-            self.tried.scanned = session.request.scanned();
-            self.tried.reclaimed = session.request.freed();
-            self.tried.gave_up = session.gave_up;
+            self.tried.scanned += session.request.scanned();
+            self.tried.reclaimed += session.request.freed();
+            self.tried.gave_up += session.gave_up;
         }
-        self.tried.took_us = self.stall.map_or(0, Stall::length_us);
+        self.tried.took_us = self.stall().map_or(0, Stall::length_us);
+    }
+
+    /// The wait, which begins here if it has not.
+    fn stall(&self) -> Option<&'a Stall<'e>> {
+        let engine = self.engine;
+        let begin = || self.owner.and_then(|group| engine.stall(group));
+        self.stall.get_or_init(begin).as_ref()
     }
 
     /// The one cut. What other requests hold as credit does not decide this one.
@@ -119,12 +136,18 @@ impl Attempt<'_> {
     /// cut is still there to be found, or has come back by then, or is in the hands of others,
     /// for whom it waits.
     fn try_everything(&mut self, deadline: Deadline) {
-        let mut patience = Patience::new(deadline, now_ms());
+        let patience = self.patience.take();
+        let mut patience = patience.unwrap_or_else(|| Patience::new(deadline, now_ms()));
+        self.try_within(&mut patience);
+        self.patience = Some(patience);
+    }
+
+    fn try_within(&mut self, patience: &mut Patience) {
         let mut has_cut = false;
         let mut at_cut = None;
-        while !self.rounds(&mut patience, &mut has_cut) {
-            self.await_others(&mut patience);
-            self.await_unmarkings(&mut patience);
+        while !self.rounds(patience, &mut has_cut) {
+            self.await_others(patience);
+            self.await_unmarkings(patience);
             let now = self.progress();
             let is_over = patience.is_over(now_ms(), self.freed());
             if at_cut == Some(now) || (is_over && at_cut.is_some()) {
@@ -326,60 +349,78 @@ impl Engine {
             return Ok(self.charge_reserved(payer, need, PANIC_ALLOWANCE));
         }
         let allowance = self.allowance(payer, &caller);
-        let owner = self.tree.owner(payer.tag);
-        let mut tried = Tried::default();
-        let mut last = over;
-        if allowance == 0 || !self.is_hopeless(over.group) {
-            let stall = owner.and_then(|group| self.stall(group));
-            let mut attempt = Attempt {
-                engine: self,
-                payer,
-                need,
-                ahead,
-                over,
-                session: None,
-                charged: None,
-                stall: stall.as_ref(),
-                tried,
-            };
+        // Who is let over the limit anyway spares the caches what makes no room under it.
+        let spares = allowance > 0 && (need > over.max || self.is_hopeless(over.group));
+        let stall = OnceCell::new();
+        let mut attempt = Attempt {
+            engine: self,
+            payer,
+            need,
+            ahead,
+            margin: 0,
+            over,
+            session: None,
+            patience: None,
+            charged: None,
+            owner: self.tree.owner(payer.tag),
+            stall: &stall,
+            tried: Tried::default(),
+        };
+        if !spares {
             self.make_room(&mut attempt, &caller);
-            attempt.close();
-            (last, tried) = (attempt.over, attempt.tried);
-            if let Some(charged) = attempt.charged {
-                self.after_charge(&charged);
-                return Ok(charged);
+        }
+        if attempt.charged.is_none() && allowance > 0 {
+            let within_max = attempt.over;
+            match self.charge_over(payer, need, allowance) {
+                Ok(charged) => {
+                    if need <= within_max.max {
+                        self.note_hopeless(within_max.group);
+                    }
+                    return Ok(charged);
+                }
+                // It fits over the limit only if what is there makes room: of this group, now.
+                Err(over) => {
+                    attempt = Attempt { margin: allowance, ahead: 0, over, ..attempt };
+                    self.make_room(&mut attempt, &caller);
+                    if let Some(charged) = &attempt.charged {
+                        self.count_forced(payer, charged);
+                    }
+                }
             }
         }
-        if let Some(charged) = self.charge_over(payer, need, allowance) {
-            self.note_hopeless(last.group);
+        if let Some(charged) = attempt.charged {
+            self.after_charge(&charged);
             return Ok(charged);
         }
         // A refusal where reclaim was not allowed is no sign that there was no memory.
         if !caller.no_reclaim {
-            self.tree.refuse(last.group);
+            self.tree.refuse(attempt.over.group);
         }
-        self.note_refusal(last, owner, tried);
-        Err(last)
+        self.note_refusal(attempt.over, attempt.owner, attempt.tried);
+        Err(attempt.over)
     }
 
     /// Everything that may let the charge fit.
-    fn make_room<'e>(&'e self, attempt: &mut Attempt<'e>, caller: &Caller) {
+    fn make_room<'a>(&'a self, attempt: &mut Attempt<'a, '_>, caller: &Caller) {
         let target = attempt.over.group;
+        let stall = attempt.stall();
         let longest = self.deadline_of(attempt.payer).total_ms;
         if self.tidy_for(target, longest, &mut || attempt.retry()) {
             return;
         }
-        // What is larger than the limit fits by no reclaim: nothing is evicted for it.
-        if attempt.need <= attempt.over.max {
+        // What is larger than the limit, and what may be over it, fits by no reclaim: nothing is
+        // evicted for it.
+        if attempt.need <= attempt.over.max.saturating_add(attempt.margin) {
             match caller.request {
                 Some(request) if !caller.no_reclaim && !caller.panicking => {
                     let over = attempt.over.group;
                     attempt.session =
                         Session::for_charge(self, request, attempt.payer, over, attempt.need);
                     if let Some(session) = &mut attempt.session {
-                        session.stall = attempt.stall;
+                        session.stall = stall;
                     }
                     attempt.try_everything(self.deadline_of(attempt.payer));
+                    attempt.close();
                     return;
                 }
                 _ => {
@@ -425,18 +466,19 @@ impl Engine {
     }
 
     /// Charges up to `over` bytes over the limits, and counts it.
-    fn charge_over(&self, payer: Payer, need: u64, over: u64) -> Option<Charged> {
-        if over == 0 {
-            return None;
-        }
-        let charged = self.take(|| self.tree.charge(payer, Want { need, ahead: 0, over })).ok()?;
+    fn charge_over(&self, payer: Payer, need: u64, over: u64) -> Result<Charged, OverLimit> {
+        let charged = self.take(|| self.tree.charge(payer, Want { need, ahead: 0, over }))?;
+        self.count_forced(payer, &charged);
+        Ok(charged)
+    }
+
+    fn count_forced(&self, payer: Payer, charged: &Charged) {
         if charged.forced
             && let Some(owner) = self.tree.owner(payer.tag)
             && let Some(level) = self.tree.over_max(owner)
         {
             self.tree.count(level.group, EventKind::Forced);
         }
-        Some(charged)
     }
 
     /// A thread that reclaims is never refused, and never reclaims again.
@@ -446,7 +488,7 @@ impl Engine {
 
     /// Charges up to `reserve` bytes over the limits, and what is beyond that to nobody.
     fn charge_reserved(&self, payer: Payer, need: u64, reserve: u64) -> Charged {
-        self.charge_over(payer, need, reserve).unwrap_or_else(|| {
+        self.charge_over(payer, need, reserve).unwrap_or_else(|_| {
             self.counters.beyond_reserve.fetch_add(need, Ordering::Relaxed);
             Charged { tag: Tag::NOBODY, bytes: need, over_high: None, forced: false }
         })

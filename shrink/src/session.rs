@@ -96,9 +96,10 @@ impl<'e> Session<'e> {
         }
     }
 
-    /// Charges what the credit leaves uncovered, and with that closes the request.
-    pub(crate) fn settle(&mut self, ahead: u64) -> Result<Charged, OverLimit> {
-        let charged = self.engine.tree.settle_request(self.request, ahead)?;
+    /// Charges what the credit leaves uncovered, up to `over` bytes over the limits, and with that
+    /// closes the request.
+    pub(crate) fn settle(&mut self, ahead: u64, over: u64) -> Result<Charged, OverLimit> {
+        let charged = self.engine.tree.settle_request(self.request, ahead, over)?;
         self.is_open = false;
         self.announce();
         Ok(charged)

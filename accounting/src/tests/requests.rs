@@ -184,18 +184,18 @@ fn settling_charges_what_the_credit_leaves_uncovered() {
     let request = Request::new();
     assert!(tree.open_request(&request, payer, a, 40));
     tree.uncharge_for(garbage, 30, &request);
-    let over = tree.settle_request(&request, 0).expect_err("10 are missing");
+    let over = tree.settle_request(&request, 0, 0).expect_err("10 are missing");
     assert_eq!((over.group, over.requested, over.usage), (a, 40, 100));
     assert_eq!(request.credit(), 30, "it stays open, with its credit");
     tree.uncharge(garbage, 15);
-    let charged = tree.settle_request(&request, 0).expect("fits");
+    let charged = tree.settle_request(&request, 0, 0).expect("fits");
     assert_eq!((charged.tag, charged.bytes, tree.usage(a)), (payer.tag, 40, 95));
     assert_eq!(tree.close_request(&request), 0, "it is closed");
     tree.check();
 
     assert!(tree.open_request(&request, payer, a, 5));
     tree.uncharge_for(garbage, 20, &request);
-    let charged = tree.settle_request(&request, 1 << 20).expect("met");
+    let charged = tree.settle_request(&request, 1 << 20, 0).expect("met");
     assert_eq!((charged.bytes, tree.usage(a)), (5, 80), "a request that is met takes no more");
     tree.check();
 }
@@ -211,7 +211,7 @@ fn settling_for_nobody_keeps_no_charge() {
     tree.uncharge_for(garbage, 100, &request);
     assert_eq!(request.credit(), 40);
     end(tree, a);
-    let charged = tree.settle_request(&request, 0).expect("nobody pays");
+    let charged = tree.settle_request(&request, 0, 0).expect("nobody pays");
     assert_eq!((charged.tag.is_nobody(), charged.bytes), (true, 40));
     assert_eq!(live_contexts(tree), 0);
     tree.check();

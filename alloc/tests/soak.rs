@@ -1,0 +1,111 @@
+//! Everything at once, for as long as `MEMCG_SOAK_SECONDS` says: groups come and go with objects inside, limits change, caches
+//! and shrinkers come and go, threads begin and end, the process forks. After each round usage is 0 and every invariant
+//! holds; memory does not grow from round to round.
+
+mod support;
+
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use memcg::{Cache, Count, Group, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
+use support::{Random, Raw, Watchdog, alone, fork_and};
+
+#[global_allocator]
+static ALLOC: memcg::Memcg = memcg::Memcg::new();
+
+/// Without a number of seconds.
+const SHORT: u64 = 2;
+/// The limit of all that a round does.
+const MAX: u64 = 8 << 20;
+
+/// How far a thread that reclaims may bring a group over its limit.
+const RESERVE: u64 = 1 << 20;
+
+/// Objects that may go.
+struct Hoard(Mutex<Vec<Raw>>);
+
+impl Shrinker for Hoard {
+    fn count(&self, _: &ShrinkControl<'_>) -> Count {
+        self.0.try_lock().map_or(Count::Unknown, |hoard| Count::Objects(hoard.len()))
+    }
+
+    fn scan(&self, ctl: &mut ShrinkControl<'_>) -> Scan {
+        let Ok(mut hoard) = self.0.try_lock() else { return Scan::Stop };
+        let keep = hoard.len().saturating_sub(ctl.nr_to_scan());
+        let gone = hoard.split_off(keep);
+        drop(hoard);
+        Scan::Freed(gone.len())
+    }
+}
+
+fn work(top: &Group, cache: &Cache<u64, [u8; 500]>, seed: u64) {
+    let mut random = Random::new(seed);
+    let mut held: Vec<Raw> = Vec::new();
+    let hoard = Arc::new(Hoard(Mutex::new(Vec::new())));
+    let registration = ShrinkerBuilder::new("hoard").register(hoard.clone());
+    for turn in 0..400_u64 {
+        let name = format!("{seed} {turn}");
+        let group = top.builder(&name).max(64 << 10).build().expect("a fresh name");
+        let below = group.create("below").expect("fresh");
+        for _ in 0..20 {
+            let most = if random.below(20) == 0 { 40_000 } else { 1500 };
+            held.extend(Raw::in_group(&below, 1 + random.below(most)));
+            let _ = group.run(|| cache.insert(random.next() % 2000, [7; 500]));
+        }
+        if let Ok(mut hoard) = hoard.0.try_lock() {
+            hoard.extend(memcg::no_reclaim(|| Raw::in_group(top, 3000)));
+        }
+        if random.below(4) == 0 {
+            let _ = group.set_max(random.next() % (32 << 10));
+        }
+        while held.len() > 100 {
+            drop(held.swap_remove(random.below(held.len())));
+        }
+    }
+    drop(registration);
+}
+
+fn round(nr: u64) {
+    let top = Group::root().builder("soak").max(MAX).build().expect("the last one is gone");
+    let cache = Cache::<u64, [u8; 500]>::direct("soak");
+    thread::scope(|scope| {
+        for seed in 0..3 {
+            let (top, cache) = (&top, &cache);
+            scope.spawn(move || work(top, cache, 10 * nr + seed));
+        }
+        for _ in 0..3 {
+            fork_and(|| {
+                memcg::check();
+                assert!(top.usage() <= MAX);
+                drop(Raw::in_group(&top, 1000));
+            });
+        }
+    });
+    assert!(top.peak() <= MAX + RESERVE);
+    drop(cache);
+    memcg::drain();
+    let stat = top.stat();
+    assert_eq!((stat.usage, stat.nr_descendants, stat.nr_contexts), (0, 0, 0), "{stat:?}");
+    memcg::check();
+}
+
+#[test]
+fn rounds_of_everything_leave_nothing_behind() {
+    let _alone = alone();
+    let seconds = std::env::var("MEMCG_SOAK_SECONDS").ok();
+    let seconds = seconds.map_or(SHORT, |seconds| seconds.parse().expect("a number"));
+    let (start, mut nr, mut metadata) = (Instant::now(), 0, 0);
+    while nr < 3 || start.elapsed() < Duration::from_secs(seconds) {
+        let _watchdog = Watchdog::new("a round");
+        round(nr);
+        let now = memcg::self_stat().metadata;
+        match nr {
+            0..3 => metadata = metadata.max(now),
+            // A record for a thread that met more others than any before.
+            _ => assert!(now <= metadata + (2 << 20), "round {nr}: {metadata}, now {now}"),
+        }
+        nr += 1;
+    }
+    println!("{nr} rounds in {} s", start.elapsed().as_secs());
+}
