@@ -106,6 +106,7 @@ pub fn measure<A: Allocator, T: Tenants>(
     });
     Some(json!({
         "ns": meter.ns(),
+        "cpu_ns": meter.cpu_ns(),
         "operations": meter.operations(),
         "peak_rss": rss::peak(),
         "memory": memory,

@@ -23,7 +23,7 @@ enum Command {
     /// Every allocator on every workload: a table, JSON, a chart
     Compare(Compare),
     /// memcg with many groups, threads and levels; bytes of each
-    Scale(Alone),
+    Scale(Scaled),
     /// memcg at its limits: evictions, latency, large trees
     Reclaim(Alone),
 }
@@ -33,6 +33,9 @@ struct Compare {
     /// Within about two minutes
     #[arg(long)]
     quick: bool,
+    /// Compare CPU time, for a machine that does other work too
+    #[arg(long)]
+    cpu: bool,
     /// How many rounds
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
@@ -48,6 +51,15 @@ struct Compare {
     /// Draw the geometric means there
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Scaled {
+    #[command(flatten)]
+    alone: Alone,
+    /// One section: groups, threads, depth, lives or bytes
+    #[arg(long, value_name = "SECTION")]
+    only: Option<String>,
 }
 
 #[derive(Args)]
@@ -67,13 +79,14 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
         Command::Compare(compare) => compare::run(&compare::Options {
             scale: if compare.quick { Scale::Quick } else { Scale::Full },
+            cpu: compare.cpu,
             rounds: compare.rounds,
             only: compare.only,
             also: compare.also,
             json: compare.json,
             svg: compare.svg,
         }),
-        Command::Scale(alone) => scale::run(alone.scale()),
+        Command::Scale(scaled) => scale::run(scaled.alone.scale(), scaled.only.as_deref()),
         Command::Reclaim(alone) => reclaim::run(alone.scale()),
     }
 }

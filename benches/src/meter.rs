@@ -61,6 +61,23 @@ pub struct Memory {
     pub empty: u64,
 }
 
+/// Turns that are kept.
+const MOST: usize = 4096;
+
+/// CPU time of all threads of the process.
+///
+/// # Panics
+///
+/// On a system without the clock.
+#[must_use]
+pub fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes to the one time.
+    let answer = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    assert_eq!(answer, 0, "every Linux has this clock");
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
 /// Runs a workload's turns and keeps their times.
 #[derive(Debug)]
 pub struct Meter {
@@ -68,6 +85,7 @@ pub struct Meter {
     turns: Option<usize>,
     operations: usize,
     ns: Vec<f64>,
+    cpu_ns: Vec<f64>,
     memory: Option<Memory>,
 }
 
@@ -75,7 +93,14 @@ impl Meter {
     /// An empty one; `turns` is how often a turn runs, or none for as long as goes with the scale.
     #[must_use]
     pub fn new(scale: Scale, turns: Option<usize>) -> Self {
-        Self { scale, turns, operations: 0, ns: Vec::with_capacity(4096), memory: None }
+        Self {
+            scale,
+            turns,
+            operations: 0,
+            ns: Vec::with_capacity(MOST),
+            cpu_ns: Vec::with_capacity(MOST),
+            memory: None,
+        }
     }
 
     /// How much is measured.
@@ -100,12 +125,13 @@ impl Meter {
         }
         let start = Instant::now();
         loop {
-            let before = Instant::now();
+            let (cpu, wall) = (cpu_time(), Instant::now());
             let operations = turn();
-            let ns = before.elapsed().as_nanos() as f64;
-            self.ns.push(ns / operations.max(1) as f64);
+            let (wall, cpu) = (wall.elapsed(), cpu_time() - cpu);
+            self.ns.push(wall.as_nanos() as f64 / operations.max(1) as f64);
+            self.cpu_ns.push(cpu.as_nanos() as f64 / operations.max(1) as f64);
             self.operations += operations;
-            if start.elapsed() >= measured || self.ns.len() == self.ns.capacity() {
+            if start.elapsed() >= measured || self.ns.len() == MOST {
                 break;
             }
         }
@@ -126,6 +152,12 @@ impl Meter {
     #[must_use]
     pub fn ns(&self) -> Option<f64> {
         (!self.ns.is_empty()).then(|| median(&self.ns))
+    }
+
+    /// The median CPU time of an operation in nanoseconds, that of all threads.
+    #[must_use]
+    pub fn cpu_ns(&self) -> Option<f64> {
+        (!self.cpu_ns.is_empty()).then(|| median(&self.cpu_ns))
     }
 
     /// What a memory workload found.

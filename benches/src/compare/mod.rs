@@ -27,6 +27,8 @@ use crate::workload::{self, Family};
 pub struct Options {
     /// How much of each workload.
     pub scale: Scale,
+    /// Compare CPU time, not wall time.
+    pub cpu: bool,
     /// Rounds; none for what goes with the scale.
     pub rounds: Option<usize>,
     /// Only workloads whose name contains it.
@@ -60,7 +62,7 @@ pub fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     }
     let rounds = options.rounds.unwrap_or(if options.scale == Scale::Full { 7 } else { 3 });
     let measured = rounds::run(&cells, &workloads, options.scale, rounds)?;
-    let report = Report::new(cells, measured, options.scale, rounds);
+    let report = Report::new(cells, &measured, options, rounds);
     print!("{}", table::print(&report));
     if let Some(path) = &options.json {
         fs::write(path, format!("{:#}\n", report.json()))?;

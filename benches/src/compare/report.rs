@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::Options;
 use super::cells::{BASE, Cell, Kind};
 use super::rounds::Measured;
 use crate::meter::{Scale, median, quantile};
@@ -44,6 +45,8 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// How much of each workload.
     pub scale: Scale,
+    /// Which time was compared.
+    pub clock: &'static str,
     /// Rounds.
     pub rounds: usize,
 }
@@ -56,9 +59,15 @@ pub(super) const EMPTY: &str = "RSS, all freed";
 
 impl Report {
     /// Of what was measured.
-    pub(super) fn new(cells: Vec<Cell>, measured: Measured, scale: Scale, rounds: usize) -> Self {
+    pub(super) fn new(
+        cells: Vec<Cell>,
+        measured: &Measured,
+        options: &Options,
+        rounds: usize,
+    ) -> Self {
+        let clock = if options.cpu { "cpu_ns" } else { "ns" };
         let mut rows = Vec::new();
-        for ((name, family), answers) in &measured {
+        for ((name, family), answers) in measured {
             let mut add = |family, unit, read: &dyn Fn(&Value) -> Option<f64>| {
                 let values: Vec<Vec<f64>> =
                     answers.iter().map(|rounds| rounds.iter().filter_map(read).collect()).collect();
@@ -81,11 +90,11 @@ impl Report {
                     Some(memory["empty"].as_f64()? / memory["before"].as_f64()?)
                 });
             } else {
-                add(family.name(), "ns", &|answer| answer["ns"].as_f64());
+                add(family.name(), "ns", &|answer| answer[clock].as_f64());
             }
             add(PEAK, "MiB", &|answer| Some(answer["peak_rss"].as_f64()? / f64::from(1 << 20)));
         }
-        Self { cells, rows, scale, rounds }
+        Self { cells, rows, scale: options.scale, clock, rounds }
     }
 
     /// Families that have rows, in order.
@@ -108,6 +117,16 @@ impl Report {
             .map(|figure| ratio(figure).ln())
             .collect();
         (!logs.is_empty()).then(|| (logs.iter().sum::<f64>() / logs.len() as f64).exp())
+    }
+
+    /// The row of a family in which one cell's ratio to jemalloc is the highest.
+    #[must_use]
+    pub fn worst(&self, family: &str, cell: usize) -> Option<(&Row, &Figure)> {
+        self.rows
+            .iter()
+            .filter(|row| row.family == family)
+            .filter_map(|row| Some((row, row.figures[cell].as_ref()?)))
+            .max_by(|a, b| a.1.to_base.total_cmp(&b.1.to_base))
     }
 
     /// All of it.
@@ -162,6 +181,7 @@ impl Report {
             .collect();
         json!({
             "scale": self.scale.name(),
+            "clock": self.clock,
             "rounds": self.rounds,
             "absent": absent,
             "rows": rows,
@@ -221,8 +241,17 @@ mod tests {
         answers[at("mimalloc")] = vec![answer(5.0), answer(50.0), answer(5.0)];
         answers[at("limited")] = vec![answer(8.0), answer(80.0), answer(9.0)];
         let limited = at("limited");
+        let options = Options {
+            scale: Scale::Quick,
+            cpu: false,
+            rounds: None,
+            only: None,
+            also: Vec::new(),
+            json: None,
+            svg: None,
+        };
         let measured = vec![(("pair.64", Family::Allocator), answers)];
-        let report = Report::new(cells, measured, Scale::Quick, 3);
+        let report = Report::new(cells, &measured, &options, 3);
         let row = &report.rows[0];
         assert_eq!(row.best, "mimalloc");
         let figure = row.figures[limited].as_ref().expect("it ran");

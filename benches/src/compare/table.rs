@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::cells::Kind;
-use super::report::{Figure, Report, Row};
+use super::report::{Figure, PEAK, Report, Row};
 
 /// The whole of it, as Markdown.
 pub(super) fn print(report: &Report) -> String {
@@ -16,9 +16,11 @@ pub(super) fn print(report: &Report) -> String {
     for family in report.families() {
         line(&mut text, format_args!("\n### {family}\n"));
         head(&mut text, report);
-        for row in report.rows.iter().filter(|row| row.family == family) {
+        // Peaks are one for each workload, and the JSON has them.
+        for row in report.rows.iter().filter(|row| row.family == family && family != PEAK) {
             figures(&mut text, report, row);
         }
+        worst(&mut text, report, family);
         mean(&mut text, report, family, "geometric mean / jemalloc", |figure| figure.to_base);
         mean(&mut text, report, family, "geometric mean / best peer", |figure| figure.to_best);
     }
@@ -77,6 +79,18 @@ fn mean(text: &mut String, report: &Report, family: &str, title: &str, ratio: fn
     line(text, format_args!("| **{title}** | {} | |", means.join(" | ")));
 }
 
+/// The highest ratio to jemalloc, and of what.
+fn worst(text: &mut String, report: &Report, family: &str) {
+    let worst: Vec<String> = shown(report)
+        .map(|cell| {
+            report.worst(family, cell).map_or_else(String::new, |(row, figure)| {
+                format!("{:.2} {}", figure.to_base, row.name)
+            })
+        })
+        .collect();
+    line(text, format_args!("| *worst / jemalloc* | {} | |", worst.join(" | ")));
+}
+
 /// How much the figures vary from round to round.
 fn spread(text: &mut String, report: &Report) {
     let spreads: Vec<f64> = report
@@ -92,9 +106,10 @@ fn spread(text: &mut String, report: &Report) {
         line(
             text,
             format_args!(
-                "\nOf {} rounds; quartiles of a time lie {middle:.0} % of it apart in the median, {most:.0} % in \
-                 one of twenty.",
-                report.rounds
+                "\nOf {} rounds; {}; quartiles of a time lie {middle:.0} % of it apart in the median, {most:.0} % \
+                 in one of twenty.",
+                report.rounds,
+                if report.clock == "ns" { "wall time" } else { "CPU time" },
             ),
         );
     }

@@ -10,7 +10,9 @@ mod lives;
 mod threads;
 
 use std::alloc::GlobalAlloc;
+use std::env;
 use std::error::Error;
+use std::process::Command;
 use std::time::Instant;
 
 use memcg::{Group, Memcg};
@@ -25,17 +27,39 @@ pub(crate) static MEMCG: Memcg = Memcg::new();
 /// Far above what anything here allocates.
 pub(crate) const ROOM: u64 = 8 << 30;
 
-/// Runs all of it and prints the tables.
+/// Measures and prints one table.
+type Section = fn(Scale) -> Result<(), Box<dyn Error>>;
+
+const SECTIONS: [(&str, Section); 5] = [
+    ("groups", groups::run),
+    ("threads", threads::run),
+    ("depth", depth::run),
+    ("lives", lives::run),
+    ("bytes", bytes::run),
+];
+
+/// Runs the section of that name, or each in a process of its own: records of groups are never unmapped, so
+/// what one section touched is resident in the next.
 ///
 /// # Errors
 ///
-/// If a group cannot be made.
-pub fn run(scale: Scale) -> Result<(), Box<dyn Error>> {
-    groups::run(scale)?;
-    threads::run(scale)?;
-    depth::run(scale)?;
-    lives::run(scale)?;
-    bytes::run(scale)
+/// If a group cannot be made, or a section fails.
+pub fn run(scale: Scale, only: Option<&str>) -> Result<(), Box<dyn Error>> {
+    if let Some(only) = only {
+        let section = SECTIONS.iter().find(|section| section.0 == only);
+        return section.ok_or("no section of that name")?.1(scale);
+    }
+    for (name, _) in SECTIONS {
+        let mut section = Command::new(env::current_exe()?);
+        section.args(["scale", "--only", name]);
+        if scale != Scale::Full {
+            section.arg("--quick");
+        }
+        if !section.status()?.success() {
+            return Err(format!("{name} failed").into());
+        }
+    }
+    Ok(())
 }
 
 /// A group that is limited, and far from its limit.
