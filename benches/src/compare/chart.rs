@@ -11,6 +11,8 @@ use super::report::Report;
 const FAMILIES: [&str; 4] = ["allocator", "two-thread", "application", "groups"];
 /// Bars are cut here: the worst peers are several times as high.
 const TOP: f64 = 4.0;
+/// Room for the legend, in bars.
+const LEGEND: usize = 9;
 
 /// Draws it.
 pub(super) fn draw(report: &Report, path: &Path) -> Result<(), Box<dyn Error>> {
@@ -34,9 +36,14 @@ pub(super) fn draw(report: &Report, path: &Path) -> Result<(), Box<dyn Error>> {
         .margin(10)
         .x_label_area_size(25)
         .y_label_area_size(40)
-        .right_y_label_area_size(10)
-        .build_cartesian_2d(0.0..(families.len() * stride) as f64, 0.0..TOP)?;
-    chart.configure_mesh().disable_x_mesh().disable_x_axis().y_desc("geometric mean").draw()?;
+        .build_cartesian_2d(0.0..(families.len() * stride + LEGEND) as f64, 0.0..TOP)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .disable_x_axis()
+        .light_line_style(TRANSPARENT)
+        .y_desc("geometric mean")
+        .draw()?;
     for (place, &cell) in cells.iter().enumerate() {
         let colour = colour(report.cells[cell].kind, &report.cells[cell].name, place);
         let bars = families.iter().enumerate().filter_map(|(at, family)| {

@@ -60,7 +60,7 @@ pub fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     if workloads.is_empty() {
         return Err("no workload of that name".into());
     }
-    let rounds = options.rounds.unwrap_or(if options.scale == Scale::Full { 7 } else { 3 });
+    let rounds = options.rounds.unwrap_or(if options.scale == Scale::Full { 5 } else { 3 });
     let measured = rounds::run(&cells, &workloads, options.scale, rounds)?;
     let report = Report::new(cells, &measured, options, rounds);
     print!("{}", table::print(&report));

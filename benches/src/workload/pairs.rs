@@ -51,6 +51,6 @@ fn boxed<A: Allocator, T: Tenants>(cx: Cx<A, T>, meter: &mut Meter) {
 }
 
 fn two<A: Allocator, T: Tenants>(cx: Cx<A, T>, meter: &mut Meter) {
-    let times = cx.scale.some(1_000_000);
+    let times = cx.scale.some(200_000);
     meter.run(|| on_threads(cx, |_| some(cx, 64, times)));
 }
