@@ -11,15 +11,16 @@ use crate::meter::{Scale, median};
 
 pub(super) fn run(scale: Scale) -> Result<(), Box<dyn Error>> {
     println!("### lives of groups\n");
-    println!("| | ns |");
-    println!("|---|---|");
+    println!("| live objects | create, ns | drop, ns |");
+    println!("|---|---|---|");
     let parent = roomy(&Group::root(), "lives")?;
     let times = if scale == Scale::Full { 20_000 } else { 2_000 };
     for objects in [0, 1, 10, 1_000] {
         let (create, end) = life(&parent, times.min(2_000_000 / (objects + 1)), objects)?;
-        println!("| create | {create:.0} |");
-        println!("| drop, with {objects} live objects | {end:.0} |");
+        println!("| {objects} | {create:.0} | {end:.0} |");
     }
+    println!("\n| | ns |");
+    println!("|---|---|");
     let group = roomy(&parent, "entered")?;
     let times = 1_000_000;
     let scope = ns(times, || (0..times).for_each(|_| drop(std::hint::black_box(&group).enter())));
