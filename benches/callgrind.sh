@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Instructions of one operation, by callgrind: repeatable where times are not.
+#
+#     benches/callgrind.sh [WORKLOAD...]      default: pair.64 batch.fifo.64 batch.random.64
+#
+# The difference between a run of 1 turn and one of 11, by the operations in between. The harness's own
+# loop is in it, about 20 instructions, the same for everyone.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+workloads=("$@")
+[ $# -gt 0 ] || workloads=(pair.64 batch.fifo.64 batch.random.64)
+
+# As `compare` builds them: the peers without memcg, whose jemalloc keeps statistics.
+cargo build --quiet --release -p memcg-benches --no-default-features --features peers --bins
+cargo build --quiet --release -p memcg-benches --no-default-features --features ours --bin on-memcg
+bin=${CARGO_TARGET_DIR:-target}/release
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+
+# turns binary workload state: "instructions operations"
+count() {
+    valgrind --tool=callgrind --callgrind-out-file=/dev/null \
+        "$bin/$2" --workload "$3" --scale tiny --state "$4" --turns "$1" >"$out/answer" 2>"$out/log" ||
+        { cat "$out/log" >&2; exit 1; }
+    echo "$(awk '/Collected :/ { print $4 }' "$out/log") $(grep -o '"operations":[0-9]*' "$out/answer" | cut -d: -f2)"
+}
+
+echo "| instructions | jemalloc | mimalloc | memcg, none | memcg, limited | memcg, 1000 groups |"
+echo "|---|---|---|---|---|---|"
+for workload in "${workloads[@]}"; do
+    printf '| %s |' "$workload"
+    for child in "on-jemalloc none" "on-mimalloc none" "on-memcg none" "on-memcg limited" "on-memcg groups-1000"; do
+        read -r binary state <<<"$child"
+        read -r few few_done <<<"$(count 1 "$binary" "$workload" "$state")"
+        read -r many many_done <<<"$(count 11 "$binary" "$workload" "$state")"
+        awk -v i="$((many - few))" -v n="$((many_done - few_done))" 'BEGIN { printf " %.1f |", i / n }'
+    done
+    echo
+done

@@ -1,0 +1,77 @@
+//! Groups alive: what an operation costs in one of them, and going from one to the next.
+
+use std::error::Error;
+use std::time::Instant;
+
+use memcg::Group;
+
+use super::{MEMCG, ns, replace, roomy};
+use crate::block::{Heap, Shape};
+use crate::meter::Scale;
+use crate::ours::STRETCH;
+use crate::random::Random;
+use crate::rss;
+
+pub(super) fn run(scale: Scale) -> Result<(), Box<dyn Error>> {
+    println!("### groups alive\n");
+    println!(
+        "ns for an operation; bytes resident for an idle group, its name and the vector that holds it included\n"
+    );
+    println!(
+        "| groups | pair, in one | replace, in one | replace, next group each {STRETCH} | create | resident |"
+    );
+    println!("|---|---|---|---|---|---|");
+    let most = if scale == Scale::Full { 1_000_000 } else { 100_000 };
+    let mut count = 1;
+    while count <= most {
+        alive(count)?;
+        count *= 10;
+    }
+    println!();
+    Ok(())
+}
+
+fn alive(count: usize) -> Result<(), Box<dyn Error>> {
+    let top = roomy(&Group::root(), "alive")?;
+    // Handles live in one vector, in no group.
+    let mut groups: Vec<Group> = Vec::with_capacity(count);
+    let mut parents: Vec<Group> = Vec::new();
+    let before = rss::now();
+    let start = Instant::now();
+    for number in 0..count {
+        if number % 1000 == 0 {
+            parents.push(top.create(&format!("parent-{number}"))?);
+        }
+        groups.push(parents[number / 1000].create(&format!("group-{number}"))?);
+    }
+    let create = start.elapsed().as_nanos() as f64 / count as f64;
+    // A tenth of them found the records of the row above.
+    let fresh = count - count / 10;
+    let resident = rss::now().saturating_sub(before) as f64 / fresh as f64;
+
+    let heap = Heap(&MEMCG);
+    let mut random = Random::new(1);
+    let times = 100_000;
+    let shape = Shape::of(64);
+    let pair = groups[count / 2].run(|| {
+        ns(times, || {
+            for _ in 0..times {
+                let block = heap.take_touched(shape);
+                heap.give(block);
+            }
+        })
+    });
+    let one = groups[count / 2].run(|| ns(times, || replace(heap, times, &mut random, |_| {})));
+    let mut choice = Random::new(2);
+    let every = ns(times, || {
+        let mut scope = None;
+        replace(heap, times, &mut random, |time| {
+            if time % STRETCH as usize == 0 {
+                drop(scope.take());
+                scope = Some(groups[choice.below(count)].enter());
+            }
+        });
+    });
+    println!("| {count} | {pair:.1} | {one:.1} | {every:.1} | {create:.0} | {resident:.0} |");
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! Every workload once, at its smallest, on each allocator that one process can hold.
+
+use std::alloc::System;
+
+use cap::Cap;
+use memcg::Group;
+use memcg_benches::block::{Allocator, Heap};
+use memcg_benches::child;
+use memcg_benches::header::Header;
+use memcg_benches::late::LateStats;
+use memcg_benches::meter::Scale;
+use memcg_benches::ours::{Groups, Unused};
+use memcg_benches::tenants::{Nobody, Tenants};
+use memcg_benches::tokens::Tokens;
+use memcg_benches::workload::{self, Cx, Family};
+use mimalloc::MiMalloc;
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static ALLOC: memcg::Memcg = memcg::Memcg::new();
+
+static CAP: Cap<Jemalloc> = Cap::new(Jemalloc, 16 << 30);
+static STATS: LateStats = LateStats::new();
+static HEADER: Header<Jemalloc> = Header(Jemalloc);
+static TRACKING: tracking_allocator::Allocator<Jemalloc> =
+    tracking_allocator::Allocator::from_allocator(Jemalloc);
+
+/// Runs what calls the allocator itself, and `programs` too where it is the installed one.
+fn every<A: Allocator, T: Tenants>(allocator: &'static A, tenants: T, programs: bool) {
+    let cx = Cx { heap: Heap(allocator), tenants, scale: Scale::Tiny };
+    for workload in workload::all::<A, T>() {
+        if programs || workload.family != Family::Application {
+            let answer = child::measure(cx, workload.name, None).expect("it is in the list");
+            let found = if workload.family == Family::Memory { "memory" } else { "ns" };
+            assert!(!answer[found].is_null(), "{}: {answer}", workload.name);
+        }
+    }
+}
+
+#[test]
+fn peers_that_count_nothing() {
+    every(&System, Nobody, false);
+    every(&Jemalloc, Nobody, false);
+    every(&MiMalloc, Nobody, false);
+}
+
+#[test]
+fn peers_that_count() {
+    every(&CAP, Nobody, false);
+    every(&STATS, Nobody, false);
+    every(&HEADER, Nobody, false);
+    every(&TRACKING, Tokens, false);
+}
+
+#[test]
+fn memcg_in_each_state() {
+    let root = Group::root();
+    let limited = |name: &str, max: u64| root.builder(name).max(max).build().expect("fresh");
+    every(&ALLOC, Unused, true);
+    every(&ALLOC, Groups::<false>::new(vec![limited("one", 4 << 30)]), true);
+    let many = (0..100).map(|tenant| limited(&format!("tenant {tenant}"), 4 << 30)).collect();
+    every(&ALLOC, Groups::<true>::new(many), true);
+
+    // The cache alone has something to evict, and it does: 800,000 bytes go to the workload's keys.
+    let tight = limited("tight", 1200 << 10);
+    let cx = Cx {
+        heap: Heap(&ALLOC),
+        tenants: Groups::<false>::new(vec![tight.clone()]),
+        scale: Scale::Tiny,
+    };
+    child::measure(cx, "cache.own", None).expect("it is in the list");
+    assert!(tight.events().max > 0, "{:?}", tight.events());
+}
