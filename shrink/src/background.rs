@@ -123,8 +123,8 @@ impl Engine {
         }
     }
 
-    /// Has the worker get `bytes` out of the subtree of `group`, or bring it down to its `high`,
-    /// whichever is more; nobody waits. `false`: it was asked already.
+    /// Has the worker make room for `bytes` below the `max` of `group`, or bring it down to its
+    /// `high`, whichever is more; nobody waits. `false`: it was asked already.
     pub(crate) fn enqueue(&self, group: GroupRef, bytes: u64) -> bool {
         if self.groups.record(self.tree, group).is_none() {
             return false;
@@ -155,6 +155,11 @@ impl Engine {
                 Limit::Max => 0,
             }
         };
+        let room = match self.tree.max(group) {
+            Limit::Bytes(max) => max.saturating_sub(self.tree.usage(group)),
+            Limit::Max => 0,
+        };
+        let bytes = bytes.saturating_sub(room);
         let wanted = bytes.max(excess(group));
         if wanted != 0 {
             let turn = self.shrink_in_background(me, group, wanted);

@@ -70,9 +70,6 @@ pub(crate) struct Run<'a> {
     /// The priority that it came to, if it ended for others.
     pub(crate) yielded_at: Option<u32>,
     began: u32,
-    /// Objects that were looked at, and what the request had had freed before.
-    nr_scanned: u64,
-    freed_before: u64,
     /// What this pass has seen.
     seen: Seen,
 }
@@ -113,8 +110,6 @@ impl<'a> Run<'a> {
             answer: Answer::default(),
             yielded_at: None,
             began: now_ms(),
-            nr_scanned: 0,
-            freed_before: request.freed(),
             seen: Seen::default(),
         }
     }
@@ -123,7 +118,7 @@ impl<'a> Run<'a> {
         self.request.freed() >= self.goal
     }
 
-    /// How many objects are likely enough, by what the run got of those it looked at. Live data
+    /// How many objects are likely enough, by what the request got of those looked at. Live data
     /// that is evicted beyond the goal is lost for nothing.
     fn likely_enough(&self) -> u64 {
         self.likely_for(self.goal.saturating_sub(self.request.freed()))
@@ -131,11 +126,11 @@ impl<'a> Run<'a> {
 
     /// How many objects likely have `bytes`.
     fn likely_for(&self, bytes: u64) -> u64 {
-        let freed = self.request.freed().saturating_sub(self.freed_before);
+        let freed = self.request.freed();
         if freed == 0 {
             return u64::MAX;
         }
-        bytes.saturating_mul(self.nr_scanned).div_ceil(freed).max(1)
+        bytes.saturating_mul(self.request.scanned()).div_ceil(freed).max(1)
     }
 }
 
@@ -471,7 +466,6 @@ impl Engine {
             }
             let scanned = control.nr_scanned as u64;
             scanned_here += scanned.min(left);
-            run.nr_scanned = run.nr_scanned.saturating_add(scanned);
             run.request.add_scanned(scanned);
             left = left.saturating_sub(scanned);
             if scanned == 0 {
