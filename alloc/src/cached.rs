@@ -40,6 +40,29 @@ pub(crate) enum Step {
     NoMemory,
 }
 
+/// What is on top of a magazine.
+#[derive(Debug)]
+pub(crate) enum Top {
+    /// It was the current payer's, and is taken.
+    Own(*mut u8),
+    /// It is another payer's.
+    Others,
+    Nothing,
+}
+
+/// Where the tag of an object is.
+///
+/// # Safety
+///
+/// `object` is of `class`, ours and out of its span.
+#[inline(always)]
+unsafe fn slot_of(object: *mut u8, class: Class) -> &'static AtomicU32 {
+    // SAFETY: by contract.
+    let span = unsafe { maps::span_of_object(object) };
+    // SAFETY: it is the span's, whose class this is.
+    unsafe { span.tag_slot(object, class) }
+}
+
 impl Cached {
     pub(crate) const fn new() -> Self {
         Self { magazines: Magazines::new(), stock: Stock::new(), log: UnchargeLog::new() }
@@ -57,30 +80,45 @@ impl Cached {
 
     // ---- straight-line work: the fast path ------------------------------------------------
 
+    /// Takes the object on top, if it is `current`'s already, or if nobody looks at tags.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, class: Class, current: Tag, tracks: bool) -> Top {
+        let Some(object) = self.magazines.get(class).peek() else { return Top::Nothing };
+        if tracks {
+            // SAFETY: the object is in our magazine of its class.
+            let slot = unsafe { slot_of(object, class) };
+            if Tag::from_bits(slot.load(Ordering::Relaxed)) != current {
+                return Top::Others;
+            }
+        }
+        // SAFETY: `peek` found an object.
+        unsafe { self.magazines.get(class).drop_top() };
+        Top::Own(object)
+    }
+
     /// Takes an object for `current`: one that is its already, or that the stock pays for.
     /// `None`: take the slow path; nothing changed.
-    #[inline(always)]
     pub(crate) fn pop(&mut self, class: Class, current: Tag) -> Option<*mut u8> {
-        let magazine = self.magazines.get(class);
-        let object = magazine.peek()?;
-        if process::is_tracking() {
-            // SAFETY: the object is in our magazine.
-            let span = unsafe { maps::span_of_object(object) };
-            // SAFETY: it is the span's, whose class is the magazine's.
-            let slot = unsafe { span.tag_slot(object, class) };
-            let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
-            if tag != current && !self.hand_over(slot, current, class) {
-                return None;
-            }
+        match self.take(class, current, process::is_tracking()) {
+            Top::Own(object) => Some(object),
+            Top::Others => self.take_others(class, current),
+            Top::Nothing => None,
+        }
+    }
+
+    fn take_others(&mut self, class: Class, current: Tag) -> Option<*mut u8> {
+        let object = self.magazines.get(class).peek()?;
+        // SAFETY: the object is in our magazine of its class.
+        let slot = unsafe { slot_of(object, class) };
+        if !self.hand_over(slot, current, class) {
+            return None;
         }
         // SAFETY: `peek` found an object.
         unsafe { self.magazines.get(class).drop_top() };
         Some(object)
     }
 
-    /// Makes `current` the payer of the object on top, out of the stock. Straight-line work too;
-    /// out of line, so that the way without it spills nothing.
-    #[inline(never)]
+    /// Makes `current` the payer of the object on top, out of the stock.
     fn hand_over(&mut self, slot: &AtomicU32, current: Tag, class: Class) -> bool {
         let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
         // The slot is asked, not its span, which another thread may have given a vector since.
@@ -265,10 +303,8 @@ impl Cached {
         for class in Class::all() {
             let size = class.size() as u64;
             for &object in self.magazines.get(class).objects() {
-                // SAFETY: the object is in our magazine.
-                let span = unsafe { maps::span_of_object(object) };
-                // SAFETY: it is the span's, whose class is the magazine's.
-                let slot = unsafe { span.tag_slot(object, class) };
+                // SAFETY: the object is in our magazine of its class.
+                let slot = unsafe { slot_of(object, class) };
                 let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
                 if !tag.is_nobody() && wanted(tag) {
                     slot.store(0, Ordering::Relaxed);
@@ -376,10 +412,8 @@ fn untag(stock: &mut Stock, log: &mut UnchargeLog, object: *mut u8, class: Class
     if !process::is_tracking() {
         return;
     }
-    // SAFETY: the object is ours and free.
-    let span = unsafe { maps::span_of_object(object) };
-    // SAFETY: it is the span's, whose class this is.
-    let slot = unsafe { span.tag_slot(object, class) };
+    // SAFETY: the object is ours and free, and of the class.
+    let slot = unsafe { slot_of(object, class) };
     let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
     if tag.is_nobody() {
         return;

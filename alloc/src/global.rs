@@ -5,6 +5,7 @@ use core::ptr;
 
 use memcg_accounting::Root;
 
+use crate::cached::Top;
 use crate::class::Class;
 use crate::{large, record, slow};
 
@@ -60,10 +61,16 @@ fn alloc_class(class: Class, root: Root) -> *mut u8 {
     let record = record::record();
     if record.gate.enter() {
         // SAFETY: the gate is passed, and the reference ends before `leave`.
-        let object = unsafe { record.cached() }.pop(class, record.current());
-        record.gate.leave();
-        if let Some(object) = object {
-            return object;
+        let top = unsafe { record.cached() }.take(class, record.current(), record.tracks());
+        match top {
+            Top::Own(object) => {
+                record.gate.leave();
+                return object;
+            }
+            // A call in the last place, so that the way above spills nothing.
+            // SAFETY: the gate is passed, and not left here.
+            Top::Others => return unsafe { slow::alloc_others(record, class, root) },
+            Top::Nothing => record.gate.leave(),
         }
     }
     slow::alloc(class, root)

@@ -34,7 +34,13 @@ pub(crate) fn is_tracking() -> bool {
 
 /// From now on tags are looked at.
 pub(crate) fn start_tracking() {
-    TRACKING.store(true, Ordering::Relaxed);
+    static EVERYWHERE: AtomicBool = AtomicBool::new(false);
+    // Acquire pairs with the Release below: no group is made before every record tracks.
+    if !EVERYWHERE.load(Ordering::Acquire) {
+        TRACKING.store(true, Ordering::Relaxed);
+        record::start_tracking();
+        EVERYWHERE.store(true, Ordering::Release);
+    }
 }
 
 /// What the tree notices is the worker's to deliver.

@@ -13,12 +13,13 @@
 //! - `current` is written by the owner alone. Where it is a tag, the record's stock has an
 //!   entry for it, so the tag is not reused; `UNSETTLED` is no object's tag.
 //! - A free record caches nothing and pins nothing.
+//! - Once the process looks at tags every claimed record says so, before the first group is made.
 //! - Records are claimed under the drain mutex: none appears in the middle of a cut.
 
 use core::cell::{Cell, UnsafeCell};
 use core::ffi::c_void;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering, fence};
 
 use memcg_accounting::sync::{Guard, try_lock, yield_now};
 use memcg_accounting::{
@@ -40,6 +41,8 @@ const UNSETTLED: u32 = u32::MAX;
 pub(crate) struct Record {
     pub(crate) gate: Gate,
     current: AtomicU32,
+    /// [`process::is_tracking`], here on the line that the fast path reads anyway.
+    tracks: AtomicBool,
     cached: UnsafeCell<Cached>,
     pub(crate) request: Request,
     state: AtomicU32,
@@ -87,6 +90,7 @@ impl Record {
         Self {
             gate: Gate::closed(reason),
             current: AtomicU32::new(UNSETTLED),
+            tracks: AtomicBool::new(false),
             cached: UnsafeCell::new(Cached::new()),
             request: Request::new(),
             state: AtomicU32::new(FREE),
@@ -105,6 +109,12 @@ impl Record {
         // Relaxed: only the owner writes it; a drain reads it with the record stopped, and who
         // looks who is busy takes what it finds.
         Tag::from_bits(self.current.load(Ordering::Relaxed))
+    }
+
+    /// Whether tags must be looked at. Relaxed: see [`process::is_tracking`].
+    #[inline(always)]
+    pub(crate) fn tracks(&self) -> bool {
+        self.tracks.load(Ordering::Relaxed)
     }
 
     fn set_current(&self, bits: u32) {
@@ -321,6 +331,12 @@ fn open(record: &'static Record) {
     }
     record.set_current(UNSETTLED);
     record.set_stalled(false);
+    // Partner: the fence in `start_tracking`. Either that finds this record in the list, or this
+    // finds that tags are looked at.
+    fence(Ordering::SeqCst);
+    if process::is_tracking() {
+        record.tracks.store(true, Ordering::Relaxed);
+    }
     record.gate.open(Reason::EMPTY.and(Reason::EXITING));
     record.state.store(CLAIMED, Ordering::Release);
     TREE.set_nr_threads(NR_CLAIMED.fetch_add(1, Ordering::Relaxed) + 1);
@@ -397,6 +413,15 @@ pub(crate) fn take_over() {
             record.state.store(LOST, Ordering::Relaxed);
             TREE.set_nr_threads(NR_CLAIMED.fetch_sub(1, Ordering::Relaxed) - 1);
         }
+    }
+}
+
+/// Has every owner look at tags from now on.
+pub(crate) fn start_tracking() {
+    // Partner: the fence in `open`.
+    fence(Ordering::SeqCst);
+    for record in all() {
+        record.tracks.store(true, Ordering::Relaxed);
     }
 }
 

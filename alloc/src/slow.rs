@@ -54,6 +54,20 @@ pub(crate) fn alloc(class: Class, root: Root) -> *mut u8 {
     }
 }
 
+/// An object of `class` where the one on top of the magazine is another payer's: the stock pays,
+/// if it can. Straight-line work too, out of line.
+///
+/// # Safety
+///
+/// The owner has passed the gate of `record`, its own, which is left here.
+#[inline(never)]
+pub(crate) unsafe fn alloc_others(record: &'static Record, class: Class, root: Root) -> *mut u8 {
+    // SAFETY: by contract, and the reference ends before `leave`.
+    let object = unsafe { record.cached() }.pop(class, record.current());
+    record.gate.leave();
+    object.unwrap_or_else(|| alloc(class, root))
+}
+
 /// The calling thread's record, if its owner may work on it.
 fn workable(root: Root) -> Option<&'static Record> {
     let record = record::own(root)?;
