@@ -11,7 +11,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use memcg_accounting::{Entry, MAX_UNSPENT, Payer, Stock, Tag, UnchargeLog};
+use memcg_accounting::{MAX_UNSPENT, Payer, Stock, Tag, UnchargeLog};
 
 use crate::central;
 use crate::class::Class;
@@ -20,7 +20,10 @@ use crate::maps;
 use crate::process::{self, TREE};
 use crate::span::Span;
 
-/// A thread's caches.
+/// Bytes that are charged ahead at a time, at most.
+const BATCH: u64 = 32 << 10;
+
+/// A thread's caches. Zeros are an empty one.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Cached {
@@ -106,7 +109,8 @@ impl Cached {
         }
     }
 
-    fn take_others(&mut self, class: Class, current: Tag) -> Option<*mut u8> {
+    /// Takes the object on top, which is another payer's, if the stock pays for it.
+    pub(crate) fn take_others(&mut self, class: Class, current: Tag) -> Option<*mut u8> {
         let object = self.magazines.get(class).peek()?;
         // SAFETY: the object is in our magazine of its class.
         let slot = unsafe { slot_of(object, class) };
@@ -118,12 +122,17 @@ impl Cached {
         Some(object)
     }
 
-    /// Makes `current` the payer of the object on top, out of the stock.
+    /// Makes `current` the payer of the object on top, out of the stock. What the object had cost
+    /// goes into the stock, or into the log where its payer has no entry.
     fn hand_over(&mut self, slot: &AtomicU32, current: Tag, class: Class) -> bool {
         let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+        let bytes = class.size() as u64;
         // The slot is asked, not its span, which another thread may have given a vector since.
-        let paid =
-            !Span::is_shared(slot) && self.stock.hand_over(tag, current, class.size() as u64);
+        let paid = !Span::is_shared(slot)
+            && (self.stock.hand_over(tag, current, bytes)
+                || self.log.has_room_for(tag)
+                    && (current.is_nobody() || self.stock.take(current, bytes))
+                    && self.log.push(tag, bytes));
         if paid {
             slot.store(current.to_bits(), Ordering::Relaxed);
         }
@@ -257,12 +266,17 @@ impl Cached {
 
     /// Makes an entry for `payer`, whose context the caller pinned for it.
     pub(crate) fn insert(&mut self, payer: Payer, keep: Tag) {
-        if let Some(Entry { payer, bytes }) = self.stock.insert(payer, keep) {
-            if bytes > 0 {
-                TREE.uncharge(payer.tag, bytes);
+        if let Some(old) = self.stock.insert(payer, keep) {
+            if old.bytes() > 0 {
+                TREE.uncharge(old.payer.tag, old.bytes());
             }
-            TREE.unpin(payer.tag);
+            TREE.unpin(old.payer.tag);
         }
+    }
+
+    /// What a charge for `tag`, which has an entry, should take ahead.
+    pub(crate) fn ahead_for(&mut self, tag: Tag, need: u64) -> u64 {
+        self.stock.ahead_for(tag, need, BATCH)
     }
 
     /// Puts bytes that were charged ahead into `tag`'s entry, or uncharges them if it has none.
@@ -355,7 +369,7 @@ impl Cached {
     /// Bytes that are charged for what is cached: by tags of objects, stock and log.
     pub(crate) fn for_each_charge(&mut self, mut f: impl FnMut(Tag, u64)) {
         for entry in self.stock.entries() {
-            f(entry.payer.tag, entry.bytes);
+            f(entry.payer.tag, entry.bytes());
         }
         for &(tag, bytes) in self.log.peek() {
             f(tag, bytes);

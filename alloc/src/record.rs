@@ -35,7 +35,7 @@ use crate::scope::{self, Current};
 /// A current tag that no object has: the owner's next allocation settles who pays.
 const UNSETTLED: u32 = u32::MAX;
 
-/// A thread's record.
+/// A thread's record. Zeros are one that caches nothing, with an open gate.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct Record {
@@ -69,7 +69,7 @@ const LOST: u32 = 2;
 
 /// What a thread has before its first slow path and after its exit. Writable, for the fast path
 /// writes `busy` before it looks.
-static EMPTY: Record = Record::new(Reason::EMPTY);
+static EMPTY: Record = Record::closed(Reason::EMPTY);
 static RECORDS: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
 static NR_CLAIMED: AtomicU32 = AtomicU32::new(0);
 
@@ -86,7 +86,8 @@ pub(crate) fn record() -> &'static Record {
 }
 
 impl Record {
-    const fn new(reason: Reason) -> Self {
+    /// What [`EMPTY`] is.
+    const fn closed(reason: Reason) -> Self {
         Self {
             gate: Gate::closed(reason),
             current: AtomicU32::new(UNSETTLED),
@@ -353,11 +354,13 @@ fn make() -> Option<&'static Record> {
     if memory.is_null() {
         return None;
     }
-    let record = memory.cast::<Record>();
-    // SAFETY: the mapping is large enough, page-aligned and ours.
-    unsafe { record.write(Record::new(Reason::EMPTY)) };
-    // SAFETY: initialised above, never freed, and not yet shared.
-    let record = unsafe { &*record };
+    // Most of a record is never used, so it is not written as a whole.
+    // SAFETY: the mapping is large enough, page-aligned, never freed and not yet shared; zeros are
+    // a record, whose gate is open.
+    let record = unsafe { &*memory.cast::<Record>() };
+    record.gate.close(Reason::EMPTY);
+    record.set_current(UNSETTLED);
+    record.set_drained();
     // SAFETY: `Record` takes the first bytes of the mapping, the storage the rest; a record's
     // size is a multiple of its alignment, which words divide.
     let storage = unsafe { memory.add(size_of::<Record>()) };

@@ -15,8 +15,6 @@ use crate::process::{ENGINE, TREE};
 use crate::record::{self, Record};
 use crate::scope::{self, Refused};
 
-/// Bytes that are charged ahead at a time, at most.
-const BATCH: u64 = 32 << 10;
 /// What keeps an owner from working on its record at all.
 const CLOSED: Reason = Reason::EMPTY.and(Reason::RECLAIM).and(Reason::EXITING);
 
@@ -63,7 +61,7 @@ pub(crate) fn alloc(class: Class, root: Root) -> *mut u8 {
 #[inline(never)]
 pub(crate) unsafe fn alloc_others(record: &'static Record, class: Class, root: Root) -> *mut u8 {
     // SAFETY: by contract, and the reference ends before `leave`.
-    let object = unsafe { record.cached() }.pop(class, record.current());
+    let object = unsafe { record.cached() }.take_others(class, record.current());
     record.gate.leave();
     object.unwrap_or_else(|| alloc(class, root))
 }
@@ -92,7 +90,8 @@ fn locked_alloc(record: &Record, class: Class) -> Outcome {
         Step::NoMemory => Outcome::NoMemory,
         Step::Charge => {
             let need = class.size() as u64;
-            match TREE.charge(payer, Want { need, ahead: BATCH, over: 0 }) {
+            let ahead = cached.ahead_for(payer.tag, need);
+            match TREE.charge(payer, Want { need, ahead, over: 0 }) {
                 Ok(charged) => {
                     cached.give(charged.tag, charged.bytes - need);
                     Outcome::Charged(cached.finish(class, charged.tag), charged)

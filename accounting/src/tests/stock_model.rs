@@ -8,9 +8,11 @@ use proptest::prelude::*;
 
 use crate::{MAX_UNSPENT, Payer, Stock, Tag, UnchargeLog};
 
+const SETS: u32 = crate::stock::SETS as u32;
+
 /// Tags that fall into two sets of the table, and enough of them to evict each other.
 fn tags() -> impl Strategy<Value = Tag> {
-    (0..2_u32, 0..4_u32).prop_map(|(set, n)| Tag::from_bits(1 + set + 64 * n))
+    (0..2_u32, 0..4_u32).prop_map(|(set, n)| Tag::from_bits(1 + set + SETS * n))
 }
 
 #[derive(Clone, Debug)]
@@ -55,13 +57,13 @@ impl Model {
         }
         self.uses += 1;
         let payer = Payer { tag, generation: self.uses };
-        let in_set = |other: &Tag| other.to_bits() % 64 == tag.to_bits() % 64;
+        let in_set = |other: &Tag| other.to_bits() % SETS == tag.to_bits() % SETS;
         let full = self.entries.keys().filter(|other| in_set(other)).count() == 2;
         let evicted = stock.insert(payer, keep);
         assert_eq!(evicted.is_some(), full, "an entry goes exactly where there is no room");
         if let Some(old) = evicted {
             assert!(in_set(&old.payer.tag) && old.payer.tag != keep);
-            assert_eq!(self.entries.remove(&old.payer.tag), Some((old.payer, old.bytes)));
+            assert_eq!(self.entries.remove(&old.payer.tag), Some((old.payer, old.bytes())));
         }
         self.entries.insert(tag, (payer, 0));
         assert!(stock.holds(payer));
@@ -128,7 +130,7 @@ proptest! {
             model.step(&mut stock, op);
             stock.check();
             assert_eq!(stock.unspent(), model.unspent());
-            let held = |e: &crate::Entry| (e.payer.tag, (e.payer, e.bytes));
+            let held = |e: &crate::Entry| (e.payer.tag, (e.payer, e.bytes()));
             assert_eq!(stock.entries().map(held).collect::<HashMap<_, _>>(), model.entries);
         }
     }
