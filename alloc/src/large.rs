@@ -151,9 +151,7 @@ unsafe fn grow_in_place(object: *mut u8, new: Layout, word: maps::LargeWord, byt
     // Without reclaim: if there is no room here, moving may find some and asks for it.
     let want = memcg_accounting::Want::exactly(more);
     let Ok(charged) = TREE.charge(payer, want) else { return false };
-    if let Some(group) = charged.over_high {
-        ENGINE.kick_high(group);
-    }
+    ENGINE.after_charge(&charged);
     // SAFETY: by contract.
     let now = unsafe { jemalloc::resize_in_place(object, new.size(), new.align()) };
     let grown = now.saturating_sub(word.bytes) as u64;

@@ -39,9 +39,7 @@ pub(crate) fn alloc(class: Class, root: Root) -> *mut u8 {
     match outcome {
         Outcome::Done(object) => object,
         Outcome::Charged(object, charged) => {
-            if let Some(group) = charged.over_high {
-                ENGINE.kick_high(group);
-            }
+            ENGINE.after_charge(&charged);
             object
         }
         Outcome::NoMemory => {

@@ -56,6 +56,20 @@ fn the_end_of_a_scope_pauses() {
     drop((object, pinned));
 }
 
+/// They are charged many at a time, on another path than large ones.
+#[test]
+fn small_objects_are_owed_for_too() {
+    let _running = running();
+    let (group, pinned) = over_high("small", Some(LONGEST));
+    let mut objects = Vec::with_capacity(256);
+    let time = took(|| {
+        let _scope = group.enter();
+        objects.extend((0..256).filter_map(|_| Raw::in_group(&group, 512)));
+    });
+    assert!(time >= LONGEST, "{time:?}");
+    drop((objects, pinned));
+}
+
 #[test]
 fn allocations_do_not_and_check_does() {
     let _running = running();
