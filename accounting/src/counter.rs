@@ -21,6 +21,8 @@ pub(crate) struct Counter {
     local_peak: AtomicU64,
     max: AtomicU64,
     high: AtomicU64,
+    /// From here on a charge says that it is near `max`.
+    near: AtomicU64,
     low: AtomicU64,
     min: AtomicU64,
     /// What the children claim of this group's `min` and `low`: see `protection.rs`.
@@ -45,6 +47,7 @@ impl Counter {
             local_peak: AtomicU64::new(0),
             max: AtomicU64::new(u64::MAX),
             high: AtomicU64::new(u64::MAX),
+            near: AtomicU64::new(u64::MAX),
             low: AtomicU64::new(0),
             min: AtomicU64::new(0),
             children_min: AtomicU64::new(0),
@@ -61,6 +64,7 @@ impl Counter {
             (&self.local_peak, 0),
             (&self.max, u64::MAX),
             (&self.high, u64::MAX),
+            (&self.near, u64::MAX),
             (&self.low, 0),
             (&self.min, 0),
             (&self.children_min, 0),
@@ -93,6 +97,20 @@ impl Counter {
 
     pub(crate) fn set_max(&self, limit: Limit) {
         self.max.store(encode(limit), Ordering::Relaxed);
+        self.near.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// Has charges tell when usage comes within `margin` of `max`; 0: they do not, which is so
+    /// again after `max` changed.
+    pub(crate) fn set_margin(&self, margin: u64) {
+        let max = self.max.load(Ordering::Relaxed);
+        let near = if margin == 0 { u64::MAX } else { max.saturating_sub(margin) };
+        self.near.store(near, Ordering::Relaxed);
+    }
+
+    /// Whether usage is within the margin.
+    pub(crate) fn is_near_max(&self) -> bool {
+        self.usage() > self.near.load(Ordering::Relaxed)
     }
 
     pub(crate) fn high(&self) -> Limit {
@@ -195,7 +213,7 @@ impl Want {
 }
 
 /// A charge that was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Charged {
     /// The tag of who pays: the payer's, or [`Tag::NOBODY`](crate::Tag::NOBODY) if it is gone.
     pub tag: crate::Tag,
@@ -203,6 +221,8 @@ pub struct Charged {
     pub bytes: u64,
     /// A group of the chain that is now over its `high`.
     pub over_high: Option<GroupRef>,
+    /// A group of the chain that is now within its [margin](crate::Tree::set_margin) of `max`.
+    pub near_max: Option<GroupRef>,
     /// Whether some level is now over its `max`.
     pub forced: bool,
 }

@@ -90,6 +90,14 @@ impl Tree {
         record.counter.usage()
     }
 
+    /// Has charges [tell](crate::Charged::near_max) when usage of `group` comes within `margin`
+    /// bytes of its `max`, until `max` is set anew; 0: not any more.
+    pub fn set_margin(&self, group: GroupRef, margin: u64) {
+        if let Some((_guard, record)) = self.lock_group(group) {
+            record.counter.set_margin(margin);
+        }
+    }
+
     /// Where background reclaim begins.
     pub fn high(&self, group: GroupRef) -> Limit {
         self.group(group).map_or(Limit::Max, |record| record.counter.high())

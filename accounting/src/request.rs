@@ -179,7 +179,7 @@ impl Tree {
         over: u64,
     ) -> Result<Charged, OverLimit> {
         let (tag, need) = (request.tag(), request.need());
-        let nobody = Charged { tag: Tag::NOBODY, bytes: need, over_high: None, forced: false };
+        let nobody = Charged { tag: Tag::NOBODY, bytes: need, ..Charged::default() };
         let Some((_guard, context)) = self.lock_tag(tag) else { return Ok(nobody) };
         let credit = request.credit();
         let Some(slot) = self.resolve(context) else {

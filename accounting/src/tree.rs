@@ -320,7 +320,7 @@ impl Tree {
     ///
     /// [`OverLimit`] names the lowest group whose `max` refused. Nothing changed then.
     pub fn charge(&self, payer: Payer, want: Want) -> Result<Charged, OverLimit> {
-        let nobody = Charged { tag: Tag::NOBODY, bytes: want.need, over_high: None, forced: false };
+        let nobody = Charged { tag: Tag::NOBODY, bytes: want.need, ..Charged::default() };
         let Some((_guard, context)) = self.lock_payer(payer) else { return Ok(nobody) };
         let Some(slot) = self.resolve(context) else { return Ok(nobody) };
         self.charge_locked(payer.tag, context, slot, want)
@@ -375,7 +375,7 @@ impl Tree {
     }
 
     pub(crate) fn add_locked(&self, tag: Tag, context: &Context, slot: u32, bytes: u64) -> Charged {
-        let mut charged = Charged { tag, bytes, over_high: None, forced: false };
+        let mut charged = Charged { tag, bytes, ..Charged::default() };
         let mut claims = Claims::default();
         for (slot, group) in self.chain(slot) {
             group.counter.change_children(claims);
@@ -387,6 +387,9 @@ impl Tree {
             if charged.over_high.is_none() && group.counter.is_over_high() {
                 charged.over_high = Some(Self::ref_to(slot, group));
             }
+            if charged.near_max.is_none() && group.counter.is_near_max() {
+                charged.near_max = Some(Self::ref_to(slot, group));
+            }
         }
         context.add_bytes(bytes);
         charged
@@ -395,7 +398,7 @@ impl Tree {
     /// Charges whatever the limits say: for a thread that reclaims. Counts a `forced` event on
     /// the lowest group that is over its `max` then.
     pub fn force(&self, payer: Payer, bytes: u64) -> Charged {
-        let nobody = Charged { tag: Tag::NOBODY, bytes, over_high: None, forced: false };
+        let nobody = Charged { tag: Tag::NOBODY, bytes, ..Charged::default() };
         let Some((_guard, context)) = self.lock_payer(payer) else { return nobody };
         let Some(slot) = self.resolve(context) else { return nobody };
         let charged = self.add_locked(payer.tag, context, slot, bytes);

@@ -35,7 +35,7 @@ pub(crate) fn alloc(class: Class, root: Root) -> *mut u8 {
 /// [hand] until the caller puts it down. `None`: refused, and noted why.
 pub(crate) fn charge(bytes: u64) -> Option<Charged> {
     let payer = scope::current().payer();
-    let nobody = Charged { tag: Tag::NOBODY, bytes, over_high: None, forced: false };
+    let nobody = Charged { tag: Tag::NOBODY, bytes, ..Charged::default() };
     if payer.tag.is_nobody() {
         hand::take();
         return Some(nobody);

@@ -332,10 +332,8 @@ fn an_unregistration_in_the_child_does_not_wait_for_a_call_that_is_not_there() {
         let _ends = Sets(&held.go_on);
         let (held, registration) = (&held, &mut registration);
         fork_and(move || {
-            let start = Instant::now();
             drop(registration.take());
-            assert!(start.elapsed() < Duration::from_millis(900), "the call ended with its thread");
-            assert_eq!(Arc::strong_count(held), 1, "and the shrinker was dropped");
+            assert_eq!(Arc::strong_count(held), 1, "the call ended with its thread");
         });
         drop(asker);
     });

@@ -263,7 +263,7 @@ fn a_shrinker_that_never_returns_delays_an_allocation_by_the_deadline_at_most() 
         }
         assert_eq!(stuck.inside.load(Ordering::SeqCst), 1, "it is not called again meanwhile");
         times.sort();
-        assert!(times[4] < Duration::from_millis(400), "{times:?}");
+        assert!(times[4] < Duration::from_secs(2), "{times:?}");
         assert!(times[7] < Duration::from_secs(5), "{times:?}");
         // Others are served by a second worker, now and again.
         for _ in 0..10 {

@@ -9,12 +9,13 @@ use memcg_accounting::table::NONE;
 use memcg_accounting::{EventKind, GroupRef, Limit, now_ms};
 
 use crate::Engine;
+use crate::charge::margin;
 use crate::groups::{Background, Groups};
 use crate::pass::{FRUITLESS_ROUNDS, Run, pause};
 use crate::patience::{Deadline, Patience};
 use crate::raw::Cause;
 use crate::reclaimer::Reclaimer;
-use crate::scan::FIRST_PRIORITY;
+use crate::scan::{FIRST_PRIORITY, GENTLE_PRIORITY};
 use crate::sync::{AtomicU32, Lock, Ordering, lock};
 
 /// What came of a turn.
@@ -23,6 +24,15 @@ struct Turn {
     /// Bytes that came back.
     freed: u64,
     end: End,
+}
+
+/// Room that is to be made below a group's `max`; beside it, the group comes down to its `high`.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    /// Whatever it takes.
+    needed: u64,
+    /// Of what caches can spare.
+    spare: u64,
 }
 
 /// Why a turn ended.
@@ -65,11 +75,12 @@ impl Queue {
         self.len.load(Ordering::Relaxed) == 0
     }
 
-    /// Adds `group`; `false`: it is there already, and `bytes` were noted.
-    fn push(&self, groups: &Groups, group: GroupRef, bytes: u64) -> bool {
+    /// Adds `group`; `false`: it is there already, and what is wanted was noted.
+    fn push(&self, groups: &Groups, group: GroupRef, room: Room) -> bool {
         let mut ends = lock(&self.ends);
         let Some(record) = groups.find(group) else { return false };
-        record.background.bytes.fetch_max(bytes, Ordering::Relaxed);
+        record.background.room.fetch_max(room.needed, Ordering::Relaxed);
+        record.background.spare_room.fetch_max(room.spare, Ordering::Relaxed);
         if record.background.queued.swap(true, Ordering::Relaxed) {
             return false;
         }
@@ -84,20 +95,24 @@ impl Queue {
         true
     }
 
-    /// The group that has waited longest, and the bytes that were wanted of it.
-    fn pop(&self, groups: &Groups) -> Option<(GroupRef, u64)> {
+    /// The group that has waited longest, and what is wanted of it.
+    fn pop(&self, groups: &Groups) -> Option<(GroupRef, Room)> {
         if self.is_empty() {
             return None;
         }
         let mut ends = lock(&self.ends);
-        let Background { queued, bytes, group, next, .. } = &groups.at(ends.first)?.background;
+        let Background { queued, room, spare_room, group, next, .. } =
+            &groups.at(ends.first)?.background;
         ends.first = next.load(Ordering::Relaxed);
         if ends.first == NONE {
             ends.last = NONE;
         }
         self.len.fetch_sub(1, Ordering::Relaxed);
-        let popped =
-            (GroupRef::from_bits(group.load(Ordering::Relaxed)), bytes.swap(0, Ordering::Relaxed));
+        let room = Room {
+            needed: room.swap(0, Ordering::Relaxed),
+            spare: spare_room.swap(0, Ordering::Relaxed),
+        };
+        let popped = (GroupRef::from_bits(group.load(Ordering::Relaxed)), room);
         queued.store(false, Ordering::Relaxed);
         Some(popped)
     }
@@ -123,13 +138,30 @@ impl Engine {
         }
     }
 
+    /// Usage of `group` came within the margin of its `max`: has the worker make room again, unless
+    /// it is at it.
+    pub(crate) fn keep_room(&self, group: GroupRef) {
+        let Some(record) = self.groups.record(self.tree, group) else { return };
+        // Relaxed: what is missed is told by the next charge.
+        if record.background.queued.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Limit::Bytes(max) = self.tree.max(group) {
+            self.enqueue_room(group, Room { needed: 0, spare: margin(max) });
+        }
+    }
+
     /// Has the worker make room for `bytes` below the `max` of `group`, or bring it down to its
     /// `high`, whichever is more; nobody waits. `false`: it was asked already.
     pub(crate) fn enqueue(&self, group: GroupRef, bytes: u64) -> bool {
+        self.enqueue_room(group, Room { needed: bytes, spare: 0 })
+    }
+
+    fn enqueue_room(&self, group: GroupRef, room: Room) -> bool {
         if self.groups.record(self.tree, group).is_none() {
             return false;
         }
-        let added = self.queue.push(&self.groups, group, bytes);
+        let added = self.queue.push(&self.groups, group, room);
         if added {
             self.crew.wake();
         }
@@ -139,15 +171,15 @@ impl Engine {
     /// Serves the group that has waited longest; `false`: none does. Runs shrinkers of every
     /// place, for nobody's allocation is under way here.
     pub(crate) fn serve_background(&self, me: &Reclaimer) -> bool {
-        let Some((group, bytes)) = self.queue.pop(&self.groups) else { return false };
+        let Some((group, room)) = self.queue.pop(&self.groups) else { return false };
         if self.tree.try_get(group) {
-            self.serve_group(me, group, bytes);
+            self.serve_group(me, group, room);
             self.put(group);
         }
         true
     }
 
-    fn serve_group(&self, me: &Reclaimer, group: GroupRef, bytes: u64) {
+    fn serve_group(&self, me: &Reclaimer, group: GroupRef, wanted: Room) {
         let excess = |group| {
             let usage = self.tree.usage(group);
             match self.tree.high(group) {
@@ -155,26 +187,38 @@ impl Engine {
                 Limit::Max => 0,
             }
         };
-        let room = match self.tree.max(group) {
-            Limit::Bytes(max) => max.saturating_sub(self.tree.usage(group)),
-            Limit::Max => 0,
+        let missing = |room: u64| match self.tree.max(group) {
+            Limit::Bytes(max) => self.tree.usage(group).saturating_add(room).saturating_sub(max),
+            Limit::Max => room,
         };
-        let bytes = bytes.saturating_sub(room);
-        let wanted = bytes.max(excess(group));
-        if wanted != 0 {
-            let turn = self.shrink_in_background(me, group, wanted);
+        let needed = missing(wanted.needed).max(excess(group));
+        let spare = missing(wanted.spare);
+        if needed != 0 || spare != 0 {
+            let spares = needed == 0;
+            let goal = if spares { spare } else { needed };
+            let turn = self.shrink_in_background(me, group, goal, spares);
+            if turn.freed < goal && turn.end == End::Other {
+                // There is too little for room ahead of need, until somebody waits again.
+                self.tree.set_margin(group, 0);
+            }
             let tries = match self.groups.find(group) {
                 Some(record) => record.worked(now_ms(), turn.freed),
                 None => 0,
             };
-            let left = bytes.saturating_sub(turn.freed);
             let goes_on = match turn.end {
                 End::Short => true,
                 End::Busy => turn.freed != 0 || tries % BUSY_TURNS != 0,
                 End::Other => turn.freed != 0,
             };
-            if goes_on && (left != 0 || excess(group) != 0) {
-                self.enqueue(group, left);
+            // What was wanted of a group without a limit was bytes, which have come back in part.
+            let limited = self.tree.max(group) != Limit::Max;
+            let got = if limited { 0 } else { turn.freed };
+            let left = Room { needed: wanted.needed.saturating_sub(got), ..wanted };
+            // A gentle turn that got something is not repeated: it would leave less each time.
+            let more = missing(left.needed).max(excess(group)) != 0
+                || missing(left.spare) != 0 && (turn.freed == 0 || turn.end == End::Short);
+            if goes_on && more {
+                self.enqueue_room(group, left);
             }
         }
         // A charge names the lowest group that is over; the ones above are looked at here.
@@ -187,7 +231,14 @@ impl Engine {
     }
 
     /// One turn of reclaim that nobody waits for.
-    fn shrink_in_background(&self, me: &Reclaimer, target: GroupRef, goal: u64) -> Turn {
+    fn shrink_in_background(
+        &self,
+        me: &Reclaimer,
+        target: GroupRef,
+        goal: u64,
+        spares: bool,
+    ) -> Turn {
+        let floor = self.tree.usage(target).saturating_sub(goal);
         let drained = self.tidy(target);
         let Some(request) = self.caller().request.filter(|_| drained < goal) else {
             return Turn { freed: drained, end: End::Other };
@@ -199,9 +250,12 @@ impl Engine {
             let before = request.freed();
             let mut run = Run::new(me, target, Cause::Background, request, goal - drained);
             run.is_turn = true;
+            run.spares = spares;
+            run.floor = floor;
+            let last = if spares { GENTLE_PRIORITY } else { 0 };
             self.host().begin_eager(Some(request));
-            self.passes(&mut run, &mut patience, FIRST_PRIORITY, 0);
-            if run.answer.low && run.yielded_at.is_none() && request.freed() == before {
+            self.passes(&mut run, &mut patience, FIRST_PRIORITY, last);
+            if run.answer.low && !spares && run.yielded_at.is_none() && request.freed() == before {
                 run.breaks_low = true;
                 self.passes(&mut run, &mut patience, FIRST_PRIORITY, 0);
                 run.answer.low = false;
@@ -209,8 +263,13 @@ impl Engine {
             self.host().end_eager();
             let freed = request.freed();
             end = if run.answer.busy { End::Busy } else { End::Other };
-            let is_done = freed >= goal - drained || !run.answer.has_more();
-            if is_done || patience.is_over(now_ms(), freed) {
+            let is_done = freed >= goal - drained
+                || self.tree.usage(target) <= floor
+                || !run.answer.has_more();
+            if is_done || spares || patience.is_over(now_ms(), freed) {
+                if run.yielded_at.is_some() {
+                    end = End::Short;
+                }
                 break;
             }
             fruitless = if freed > before { 0 } else { fruitless + 1 };

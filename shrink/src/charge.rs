@@ -61,6 +61,15 @@ fn batch(need: u64, max: u64) -> u64 {
     need.max(MOST_AHEAD.min(max / 16))
 }
 
+/// The most that the worker keeps free ahead of charges.
+const MOST_MARGIN: u64 = 256 << 10;
+
+/// Bytes below a limit of `max` that the worker keeps free of a group whose charges waited for
+/// it: a wait takes as long as evicting some hundred objects.
+pub(crate) fn margin(max: u64) -> u64 {
+    MOST_MARGIN.min(max / 16)
+}
+
 /// A charge that has met a limit.
 struct Attempt<'a, 'e> {
     engine: &'e Engine,
@@ -80,6 +89,8 @@ struct Attempt<'a, 'e> {
     /// The wait, for whoever counts it.
     stall: &'a OnceCell<Option<Stall<'e>>>,
     tried: Tried,
+    /// Whether it waited for the worker.
+    asked_worker: bool,
 }
 
 impl<'a, 'e> Attempt<'a, 'e> {
@@ -107,6 +118,7 @@ impl<'a, 'e> Attempt<'a, 'e> {
             self.tried.scanned += session.request.scanned();
             self.tried.reclaimed += session.request.freed();
             self.tried.gave_up += session.gave_up;
+            self.asked_worker |= session.asked_worker;
         }
         self.tried.took_us = self.stall().map_or(0, Stall::length_us);
     }
@@ -327,6 +339,9 @@ impl Engine {
             self.kick_high(group);
             self.host().charged_over_high(group, charged.bytes);
         }
+        if let Some(group) = charged.near_max {
+            self.keep_room(group);
+        }
     }
 
     #[cold]
@@ -365,6 +380,7 @@ impl Engine {
             owner: self.tree.owner(payer.tag),
             stall: &stall,
             tried: Tried::default(),
+            asked_worker: false,
         };
         if !spares {
             self.make_room(&mut attempt, &caller);
@@ -389,6 +405,10 @@ impl Engine {
             }
         }
         if let Some(charged) = attempt.charged {
+            if attempt.asked_worker {
+                self.tree.set_margin(over.group, margin(over.max));
+                self.keep_room(over.group);
+            }
             self.after_charge(&charged);
             return Ok(charged);
         }
@@ -490,7 +510,7 @@ impl Engine {
     fn charge_reserved(&self, payer: Payer, need: u64, reserve: u64) -> Charged {
         self.charge_over(payer, need, reserve).unwrap_or_else(|_| {
             self.counters.beyond_reserve.fetch_add(need, Ordering::Relaxed);
-            Charged { tag: Tag::NOBODY, bytes: need, over_high: None, forced: false }
+            Charged { tag: Tag::NOBODY, bytes: need, ..Charged::default() }
         })
     }
 

@@ -72,8 +72,10 @@ pub(crate) struct Background {
     pub(crate) queued: AtomicBool,
     /// No kick is worth it before this time, if it is not 0.
     pub(crate) not_before: AtomicU32,
-    /// Bytes that somebody wanted beyond coming down to `high`.
-    pub(crate) bytes: AtomicU64,
+    /// The room below `max` that somebody needs.
+    pub(crate) room: AtomicU64,
+    /// The room that would be welcome, if caches can spare it.
+    pub(crate) spare_room: AtomicU64,
     /// The group, as it was when it was queued.
     pub(crate) group: AtomicU64,
     pub(crate) next: AtomicU32,
@@ -87,7 +89,8 @@ impl Record for GroupRecord {
             background: Background {
                 queued: AtomicBool::new(false),
                 not_before: AtomicU32::new(0),
-                bytes: AtomicU64::new(0),
+                room: AtomicU64::new(0),
+                spare_room: AtomicU64::new(0),
                 group: AtomicU64::new(0),
                 next: AtomicU32::new(NONE),
             },

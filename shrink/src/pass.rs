@@ -57,6 +57,9 @@ pub(crate) struct Run<'a> {
     request: &'a Request,
     /// It is enough when the request has had so much freed.
     goal: u64,
+    /// It is enough, too, when the target's usage has come down to this: another worker may be at
+    /// the same.
+    pub(crate) floor: u64,
     /// Only shrinkers that run here are asked; `None`: all.
     pub(crate) place: Option<Place>,
     /// Whoever asked for it; the run ends when it leaves.
@@ -65,6 +68,9 @@ pub(crate) struct Run<'a> {
     pub(crate) breaks_low: bool,
     /// It ends when others have waited for a turn's length.
     pub(crate) is_turn: bool,
+    /// Gentle passes leave the last quarter of each cache alone: where a drain may give instead,
+    /// or where nobody is in need.
+    pub(crate) spares: bool,
     /// What came of it.
     pub(crate) answer: Answer,
     /// The priority that it came to, if it ended for others.
@@ -103,10 +109,12 @@ impl<'a> Run<'a> {
             cause,
             request,
             goal,
+            floor: 0,
             place: None,
             ticket: None,
             breaks_low: false,
             is_turn: false,
+            spares: cause != Cause::Background,
             answer: Answer::default(),
             yielded_at: None,
             began: now_ms(),
@@ -171,6 +179,9 @@ impl Engine {
     /// Whether the run ends now, for whatever reason.
     fn is_over(&self, run: &mut Run<'_>, patience: &mut Patience, priority: u32) -> bool {
         if run.is_enough() || run.yielded_at.is_some() {
+            return true;
+        }
+        if run.floor != 0 && self.tree.usage(run.target) <= run.floor {
             return true;
         }
         if run.ticket.is_some_and(Reclaimer::is_abandoned) {
@@ -411,7 +422,7 @@ impl Engine {
         run.seen.asked = true;
         run.seen.answer.candidates = true;
         run.seen.most = run.seen.most.max(share.freeable);
-        let gentle = visit.priority >= GENTLE_PRIORITY && run.spares();
+        let gentle = visit.priority >= GENTLE_PRIORITY && run.spares;
         let plan = Plan::new(share, visit.priority, gentle);
         let (scanned, is_cut) = self.scan(run, patience, (&call, slot), visit, plan);
         if let Some(record) = self.groups.find(visit.group) {
@@ -440,6 +451,10 @@ impl Engine {
         let mut scanned_here = 0;
         while left > 0 {
             let mut now = left.min(plan.batch).min(run.likely_enough());
+            if run.floor != 0 {
+                let above = self.tree.usage(run.target).saturating_sub(run.floor);
+                now = now.min(run.likely_for(above));
+            }
             if kept != 0 {
                 let above = self.tree.usage(group).saturating_sub(kept);
                 if above == 0 {
@@ -476,13 +491,5 @@ impl Engine {
             }
         }
         (scanned_here, false)
-    }
-}
-
-impl Run<'_> {
-    /// Whether the last quarter of each cache is spared in gentle passes: not where nobody
-    /// waits for what a drain could give instead.
-    fn spares(&self) -> bool {
-        self.cause != Cause::Background
     }
 }

@@ -46,6 +46,8 @@ pub(crate) struct Session<'e> {
     is_open: bool,
     /// Waits for the worker that ended at the deadline.
     pub(crate) gave_up: u32,
+    /// Whether the worker was asked.
+    pub(crate) asked_worker: bool,
     /// Told of long waits.
     pub(crate) stall: Option<&'e Stall<'e>>,
 }
@@ -77,7 +79,15 @@ impl<'e> Session<'e> {
 
     fn new(engine: &'e Engine, request: &'static Request) -> Option<Self> {
         let (index, _) = engine.reclaimers.take(engine.tree.source(), thread_id(), false)?;
-        Some(Self { engine, record: Some(index), request, is_open: false, gave_up: 0, stall: None })
+        Some(Self {
+            engine,
+            record: Some(index),
+            request,
+            is_open: false,
+            gave_up: 0,
+            asked_worker: false,
+            stall: None,
+        })
     }
 
     fn opened(mut self, is_open: bool) -> Option<Self> {
@@ -164,6 +174,7 @@ impl<'e> Session<'e> {
             engine.enqueue(phase.target, missing);
             return Answer::default();
         }
+        self.asked_worker = true;
         let (priority, last) = phase.priorities;
         let Phase { target, goal, breaks_low, causes: (_, cause), .. } = *phase;
         let ask = Ask { target, cause, goal, priority, last, breaks_low };

@@ -123,6 +123,7 @@ fn the_last_quarter_of_a_cache_goes_only_after_the_cut() {
 fn a_reclaiming_thread_is_never_refused_and_never_reclaims() {
     let sim = Sim::new(Root::Untracked);
     let group = sim.group(GroupRef::ROOT, "a", MIB);
+    sim.hurry_in(group);
     let pinned = sim.alloc(group, MIB).expect("room");
     let inner = sim.tree.payer(group);
     let recipe = Recipe::new(
@@ -290,19 +291,22 @@ fn a_deadline_that_is_set_holds() {
     let short = crate::Deadline { first_ms: 10, total_ms: 20 };
     assert!(sim.engine.set_deadline(group, short));
     assert_eq!(sim.engine.deadline(group), short);
+    let latch = Latch::new();
+    let held = latch.clone();
     sim.register(Recipe::new(
-        "slow",
+        "never returns",
         Place::Worker,
         |_| RawCount::Objects(1000),
-        |_| {
-            thread::sleep(Duration::from_millis(100));
+        move |_| {
+            held.wait();
             RawScan::Freed(1)
         },
     ));
     let pinned = sim.alloc(group, MIB).expect("room");
     let start = Instant::now();
     assert!(sim.alloc(group, 1).is_err());
-    assert!(start.elapsed() < Duration::from_millis(60), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    latch.open();
     sim.free(pinned);
 }
 
@@ -460,6 +464,7 @@ fn what_a_dying_group_has_is_evicted_before_a_refusal() {
     let sim = Sim::new(Root::Untracked);
     let top = sim.group(GroupRef::ROOT, "top", MIB);
     let child = sim.group(top, "child", MIB);
+    sim.be_patient_in(top);
     let pinned = sim.alloc(top, 256 * KIB).expect("room");
     let (toy, _) = Toy::registered(sim, Place::Direct);
     let has_cut = Arc::new(AtomicBool::new(false));

@@ -7,6 +7,8 @@ mod errands;
 #[cfg(not(loom))]
 mod hostile;
 #[cfg(not(loom))]
+mod keeping_room;
+#[cfg(not(loom))]
 mod list;
 #[cfg(loom)]
 mod loom_call;

@@ -298,6 +298,7 @@ fn who_joins_a_walk_looks_at_everything_before_it_is_refused() {
     let sim = Sim::new(Root::Untracked);
     let top = sim.group(GroupRef::ROOT, "top", 1024 * KIB);
     let group = sim.group(top, "a", 1024 * KIB);
+    sim.be_patient_in(top);
     let (toy, _) = lazy(sim);
     let mut objects = [KIB, 900 * KIB].map(|bytes| Some(sim.alloc(group, bytes).expect("room")));
     let (filled, mut walkers) = (toy.clone(), Vec::new());
