@@ -27,6 +27,7 @@ mod clock;
 mod context;
 mod counter;
 mod event;
+mod finding;
 mod gate;
 mod group;
 mod limit;
