@@ -56,7 +56,7 @@ impl Request {
 
     /// Bytes of the target's subtree that were given back on behalf of this request. May lag.
     pub fn freed(&self) -> u64 {
-        self.freed.load(Ordering::Relaxed)
+        self.freed.load(Ordering::Relaxed).cast_signed().max(0).cast_unsigned()
     }
 
     /// Objects that were looked at on behalf of this request, by whichever thread. May lag.
@@ -249,6 +249,20 @@ impl Tree {
         }
         if same_tree {
             self.credit_locked(request, stripe, bytes);
+        }
+    }
+
+    /// A charge of `bytes` through `tag` was made by the very reclaim that frees for `request`:
+    /// it takes that much away from what was freed, so that a shrinker that allocates and frees
+    /// gets nowhere.
+    pub fn charged_for(&self, tag: Tag, bytes: u64, request: &Request) {
+        let Some((_guard, context)) = self.lock_tag(tag) else { return };
+        let Some(slot) = self.resolve(context).filter(|_| request.is_open()) else { return };
+        for (_, group) in self.chain(slot) {
+            group.add_reclaimed(bytes.wrapping_neg());
+        }
+        if self.is_below(slot, request.target()) {
+            request.freed.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 

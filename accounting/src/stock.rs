@@ -298,12 +298,19 @@ impl UnchargeLog {
         Self { entries: [(Tag::NOBODY, 0); LOG], len: 0, bytes: 0 }
     }
 
-    /// Whether bytes of `tag` may be left here for a while: beyond [`MAX_UNSPENT`] nothing waits.
+    /// Whether [`push`](UnchargeLog::push) has an entry for `tag`.
     #[inline]
     #[must_use]
     pub fn has_room_for(&self, tag: Tag) -> bool {
-        let is_room = self.len < LOG || self.entries[LOG - 1].0 == tag;
-        is_room && self.bytes < MAX_UNSPENT
+        self.len < LOG || self.entries[LOG - 1].0 == tag
+    }
+
+    /// All that is noted. Together with what a stock has unspent it stays within
+    /// [`MAX_UNSPENT`], or it is applied.
+    #[inline]
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Notes that `bytes` of `tag` are to be uncharged. `false`: the log is full, apply it

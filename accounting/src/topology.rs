@@ -457,7 +457,9 @@ impl Tree {
         let target = Tag::from_bits(above.context());
         let Some(context) = self.context(tag) else { return };
         let usage = group.counter.usage();
-        for (_, above) in self.chain(group.parent()) {
+        // Nothing that is charged, nothing to be found: a deep chain of empty groups ends fast.
+        let levels = (usage != 0).then(|| self.chain(group.parent()));
+        for (_, above) in levels.into_iter().flatten() {
             above.add_reclaimed(usage);
         }
         if !target.is_nobody() {

@@ -41,7 +41,12 @@ pub(crate) fn charge(bytes: u64) -> Option<Charged> {
         return Some(nobody);
     }
     match ENGINE.charge(payer, bytes, 0) {
-        Ok(charged) => Some(charged),
+        Ok(charged) => {
+            if let Some(request) = scope::eager().request {
+                TREE.charged_for(charged.tag, charged.bytes, request);
+            }
+            Some(charged)
+        }
         Err(over) => {
             scope::set_refusal(Refused::Limit(over));
             None

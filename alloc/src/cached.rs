@@ -131,6 +131,7 @@ impl Cached {
         let paid = !Span::is_shared(slot)
             && (self.stock.hand_over(tag, current, bytes)
                 || self.log.has_room_for(tag)
+                    && self.limbo() < MAX_UNSPENT
                     && (current.is_nobody() || self.stock.take(current, bytes))
                     && self.log.push(tag, bytes));
         if paid {
@@ -287,8 +288,16 @@ impl Cached {
         }
     }
 
+    /// Bytes that are charged and no object's.
+    fn limbo(&self) -> u64 {
+        self.stock.unspent() + self.log.bytes()
+    }
+
     /// Uncharges what is unspent beyond the bound, but not `keep`'s.
     pub(crate) fn trim_stock(&mut self, keep: Tag) {
+        if self.limbo() >= MAX_UNSPENT {
+            self.apply_log();
+        }
         if self.stock.unspent() >= MAX_UNSPENT {
             self.drain_stock(|tag| tag != keep);
         }
@@ -436,6 +445,10 @@ fn untag(stock: &mut Stock, log: &mut UnchargeLog, object: *mut u8, class: Class
     let bytes = class.size() as u64;
     if stock.unspent() >= MAX_UNSPENT || !stock.give(tag, bytes) {
         note(log, tag, bytes);
+        // Whoever only frees would charge its payers for ever otherwise.
+        if stock.unspent() + log.bytes() >= MAX_UNSPENT {
+            TREE.uncharge_all(log.take());
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Large objects: jemalloc's, with who pays for them out of band.
 //!
 //! They are charged exactly, one by one, for what they really take. The charge comes first and
-//! the memory second, so a refusal has nothing to undo; back comes the memory first.
+//! the memory second, so a refusal has nothing to undo; of what is huge the memory comes first,
+//! for the system may have none. Back comes the memory first.
 
 use core::alloc::Layout;
 use core::ptr;
@@ -15,6 +16,9 @@ use crate::maps;
 use crate::process::{self, ENGINE, TREE};
 use crate::scope::{self, Refused};
 
+/// From this size on the memory comes before the charge.
+const HUGE: usize = 1 << 30;
+
 /// An object of `layout` for the current payer, or null.
 pub(crate) fn alloc(layout: Layout, zeroed: bool, root: Root) -> *mut u8 {
     if !process::begin(root) {
@@ -27,15 +31,27 @@ pub(crate) fn alloc(layout: Layout, zeroed: bool, root: Root) -> *mut u8 {
     if bytes == 0 {
         return system(layout, ptr::null_mut());
     }
-    let Some(charged) = bypass::charge(bytes as u64) else { return ptr::null_mut() };
-    let object = alloc_paid(layout, zeroed, charged, bytes);
+    // What the system may not have is asked of it first, so that no peak tells of what never was.
+    let object = if bytes >= HUGE { jemalloc::alloc(layout, zeroed) } else { ptr::null_mut() };
+    if bytes >= HUGE && object.is_null() {
+        return system(layout, object);
+    }
+    let Some(charged) = bypass::charge(bytes as u64) else {
+        if !object.is_null() {
+            // SAFETY: allocated above and shown to nobody.
+            unsafe { jemalloc::dealloc(object) };
+        }
+        return ptr::null_mut();
+    };
+    let object = if object.is_null() { jemalloc::alloc(layout, zeroed) } else { object };
+    let object = give_to(layout, object, charged, bytes);
     hand::put_down();
     object
 }
 
-/// An object of `bytes` for a charge that was made; or null, and the charge is undone.
-fn alloc_paid(layout: Layout, zeroed: bool, charged: Charged, bytes: usize) -> *mut u8 {
-    let object = jemalloc::alloc(layout, zeroed);
+/// Makes `object`, of `bytes` or null, the payer's of a charge that was made; or null, and the charge is
+/// undone.
+fn give_to(layout: Layout, object: *mut u8, charged: Charged, bytes: usize) -> *mut u8 {
     if charged.tag.is_nobody() {
         return system(layout, object);
     }
@@ -146,6 +162,9 @@ unsafe fn shrink_in_place(object: *mut u8, new: Layout, word: maps::LargeWord) -
 ///
 /// As for [`realloc`].
 unsafe fn grow_in_place(object: *mut u8, new: Layout, word: maps::LargeWord, bytes: usize) -> bool {
+    if bytes >= HUGE {
+        return false;
+    }
     let more = (bytes - word.bytes) as u64;
     let payer: Payer = TREE.payer_of(word.tag);
     // Without reclaim: if there is no room here, moving may find some and asks for it.

@@ -315,3 +315,50 @@ fn usage_returns_to_zero_on_every_group_of_a_tree_that_changes() {
     let stat = forest.top.stat();
     assert_eq!((stat.usage, stat.nr_contexts, stat.nr_descendants), (0, 0, 0), "{stat:?}");
 }
+
+/// A thread that only frees keeps no more charged than any other.
+#[test]
+fn what_another_thread_frees_is_uncharged_within_its_bounds() {
+    let _alone = alone();
+    for size in [64, 512, 4096] {
+        let group = Group::root().builder("freed elsewhere").max(64 << 20).build().expect("fresh");
+        let objects: Vec<Raw> = memcg::unaccounted(|| {
+            (0..(16 << 20) / size).filter_map(|_| Raw::in_group(&group, size)).collect()
+        });
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let freer = thread::spawn(move || {
+            drop(objects);
+            sender.send(()).expect("the test waits");
+            // Here it is, and has all it cached.
+            let _ = ended.recv();
+        });
+        receiver.recv().expect("it frees");
+        // 384 KiB of objects, 128 KiB that are charged and no object's, of each of two threads.
+        let usage = group.usage();
+        assert!(usage <= 1 << 20, "{usage} of objects of {size} bytes");
+        drop(end);
+        freer.join().expect("no panic");
+        memcg::drain();
+        assert_eq!(group.usage(), 0);
+    }
+}
+
+/// Nor does an allocation that the system has no memory for leave a mark.
+#[test]
+fn what_never_was_leaves_no_peak_and_no_event() {
+    let _running = running();
+    let group = Group::root().builder("huge").high(1 << 20).build().expect("fresh");
+    let peak = group.peak();
+    for size in [1 << 55, 1 << 62] {
+        assert!(Raw::in_group(&group, size).is_none());
+        let grown = group.run(|| {
+            let mut small: Vec<u8> = Vec::with_capacity(100_000);
+            small.try_reserve_exact(size).is_ok()
+        });
+        assert!(!grown);
+    }
+    assert!(group.peak() <= peak + (1 << 20), "{}", group.peak());
+    let events = group.events();
+    assert_eq!((events.high, events.max, events.oom), (0, 0, 0));
+}

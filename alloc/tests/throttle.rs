@@ -50,6 +50,8 @@ fn the_end_of_a_scope_pauses() {
     let mut object = None;
     let time = took(|| object = Some(charge(&group)));
     assert!(time >= LONGEST, "{time:?}");
+    let stalled = Duration::from_micros(group.pressure().some.total);
+    assert!(stalled >= LONGEST && stalled <= time, "{stalled:?} of {time:?}");
     group.set_throttle(None);
     let time = took(|| (0..STEPS).for_each(|_| drop(charge(&group))));
     assert!(time < FAR_LESS, "off: {time:?}");

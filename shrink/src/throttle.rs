@@ -93,6 +93,7 @@ impl Engine {
         if longest < LEAST_MS {
             return None;
         }
+        let _stall = self.stall(group);
         Some(pause(longest))
     }
 }

@@ -207,6 +207,31 @@ fn a_lie_is_not_progress() {
     drop((registration, hog));
 }
 
+/// What it allocates itself and frees again is nothing that came back.
+#[test]
+fn what_a_shrinker_allocates_and_frees_is_not_progress() {
+    let _running = running();
+    let group = limited("busy doing nothing", MAX);
+    let inside = group.clone();
+    let rogue = Rogue::new(&group, move |_| {
+        drop(Raw::in_group(&inside, 10 * PAGE));
+        drop(Raw::in_group(&inside, 64 * PAGE));
+        Scan::Freed(1)
+    });
+    let registration = ShrinkerBuilder::new("busy doing nothing").register(rogue.clone());
+    let hog = Raw::in_group(&group, 900 << 10).expect("fits");
+    let error = group.reclaim(1 << 20).expect_err("nothing was freed");
+    assert!(error.is_again() && error.reclaimed() < 64 << 10, "{error}");
+    // Refused for want of progress, and not for want of time.
+    let start = Instant::now();
+    assert!(Raw::in_group(&group, 200 << 10).is_none());
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+    assert!(rogue.calls.load(Ordering::SeqCst) >= 1);
+    drop((registration, hog));
+    memcg::drain();
+    assert_eq!(group.usage(), 0);
+}
+
 #[test]
 fn a_shrinker_that_stops_is_left_in_peace_and_the_refusal_comes() {
     let _running = running();
