@@ -10,7 +10,7 @@ use memcg_accounting::sync::lock;
 
 use crate::drain::{self, DRAIN};
 use crate::process::{ENGINE, TREE};
-use crate::{central, hand, reclaim_task, record, refusal, vector, watch, worker};
+use crate::{cache, central, hand, reclaim_task, record, refusal, vector, watch, worker};
 
 /// Registers the handlers, once: a second `prepare` would wait for the first one's locks.
 pub(crate) fn register() {
@@ -25,6 +25,7 @@ pub(crate) fn register() {
 
 extern "C" fn prepare() {
     // The program's side first: who holds these allocates.
+    cache::lock_all();
     refusal::lock_all();
     reclaim_task::lock_all();
     watch::lock_all();
@@ -60,6 +61,8 @@ fn resume() {
     unsafe { reclaim_task::unlock_all() };
     // SAFETY: as above.
     unsafe { refusal::unlock_all() };
+    // SAFETY: as above.
+    unsafe { cache::unlock_all() };
 }
 
 extern "C" fn parent() {

@@ -2,6 +2,7 @@
 
 mod entries;
 mod evict;
+mod fork;
 mod node;
 mod rw;
 mod scan;
@@ -24,6 +25,7 @@ use memcg_shrink::{Place, ShrinkerId};
 
 pub use stat::CacheStat;
 
+pub(crate) use self::fork::{lock_all, unlock_all};
 use self::shared::Shared;
 use crate::group::Group;
 use crate::plain_drop::PlainDrop;
@@ -127,6 +129,7 @@ where
     unsafe fn at(name: &str, place: Place) -> Self {
         unaccounted(|| {
             let shared = Arc::new(Shared::new());
+            fork::join(&shared);
             // SAFETY: by contract.
             let shrinker = unsafe { evict::register(&shared, name, place) };
             if let Some(shrinker) = shrinker {

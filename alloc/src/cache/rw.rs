@@ -100,6 +100,16 @@ impl<T> RwLock<T> {
         entered.then(|| WriteGuard { lock: self })
     }
 
+    /// Ends a writer's turn, and forgets who waits: those who are there ask again.
+    ///
+    /// # Safety
+    ///
+    /// A writer is in, whose guard was forgotten.
+    pub(super) unsafe fn force_unlock(&self) {
+        // Release pairs with the Acquire of whoever enters next.
+        self.state.store(0, Ordering::Release);
+    }
+
     pub(super) fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()
     }

@@ -58,6 +58,16 @@ impl<K, V> Shard<K, V> {
         self.state.try_write()
     }
 
+    /// Lets everybody in again.
+    ///
+    /// # Safety
+    ///
+    /// The lock is held by a writer whose guard was forgotten.
+    pub(super) unsafe fn force_unlock(&self) {
+        // SAFETY: by contract.
+        unsafe { self.state.force_unlock() };
+    }
+
     /// Entries. May change right after. Relaxed: a number orders nothing.
     pub(super) fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)

@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use memcg_accounting::GroupRef;
 
 use super::evict::quietly;
+use super::fork;
 use super::node::NodeRef;
 use super::shard::{Batch, Shard};
 use super::table::{Buckets, Range};
@@ -69,6 +70,7 @@ pub(super) struct Shared<K, V> {
     pub(super) turn: Turn,
     pub(super) max_entries: AtomicUsize,
     early_misses: AtomicU64,
+    pub(super) member: fork::Member,
     entries: PhantomData<NodeRef<K, V>>,
 }
 
@@ -120,6 +122,7 @@ impl<K, V> Shared<K, V> {
             turn: Turn::new(),
             max_entries: AtomicUsize::new(usize::MAX),
             early_misses: AtomicU64::new(0),
+            member: fork::Member::new::<K, V>(),
             entries: PhantomData,
         }
     }
@@ -411,8 +414,30 @@ impl<K, V> Shared<K, V> {
     }
 }
 
+impl<K, V> Shared<K, V> {
+    /// Lets nobody into a shard, for `fork`.
+    pub(super) fn hold(&self) {
+        for shard in self.shards.get().into_iter().flatten() {
+            std::mem::forget(shard.write());
+        }
+    }
+
+    /// Lets everybody in again.
+    ///
+    /// # Safety
+    ///
+    /// The caller, or the thread that it is the copy of, called `hold`.
+    pub(super) unsafe fn release(&self) {
+        for shard in self.shards.get().into_iter().flatten() {
+            // SAFETY: by contract the shard is locked and its guard was forgotten.
+            unsafe { shard.force_unlock() };
+        }
+    }
+}
+
 impl<K, V> Drop for Shared<K, V> {
     fn drop(&mut self) {
+        fork::leave(self);
         // One entry whose drop unwinds does not keep the others from theirs.
         while !quietly(|| self.clear()) {}
         if let Some(shards) = self.shards.get_mut() {
