@@ -566,7 +566,8 @@ impl Tree {
                     return None;
                 }
                 // It went in between: ask again.
-                Some(State::Free) | None => {}
+                Some(State::Free) | None if step!(self, AskAgain) => {}
+                Some(State::Free) | None => return None,
             }
         }
     }
