@@ -2,7 +2,7 @@
 //! (`tests/faults/seam.rs`).
 
 /// What the seam stands before.
-const WRAPPED: [&str; 14] = [
+const WRAPPED: [&str; 15] = [
     "mmap",
     "sbrk",
     "madvise",
@@ -10,6 +10,7 @@ const WRAPPED: [&str; 14] = [
     "eventfd",
     "pthread_create",
     "pthread_attr_init",
+    "pthread_key_create",
     "pthread_setspecific",
     "_rjem_mallocx",
     "_rjem_rallocx",

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use memcg::{Cache, Count, Group, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
-use support::{Raw, Sets, Watchdog, alone, fork_and};
+use support::{PATIENCE, Raw, Sets, Watchdog, alone, fork_and};
 
 #[global_allocator]
 static ALLOC: memcg::Memcg = memcg::Memcg::new();
@@ -24,7 +24,8 @@ fn depth() -> usize {
 #[test]
 fn a_long_chain_of_groups_goes_at_once() {
     let _alone = alone();
-    let _watchdog = Watchdog::new("a chain");
+    // 100,000 groups take a minute of computing.
+    let _watchdog = Watchdog::patient("a chain", 10 * PATIENCE);
     let top = Group::root().create("chain").expect("fresh");
     let depth = depth();
     // On a small stack: nothing may recurse.

@@ -2,13 +2,14 @@
 //!
 //! The process under test is a child of this one, which stops one of its threads with `ptrace`, asks the rest of it to work,
 //! and lets the thread go on. The thread does nothing but pairs that need no lock, so it is held in its `busy` region or outside
-//! the allocator, never with a lock that all need.
+//! the allocator, and hardly ever with a lock that all need: then all wait, as `SECURITY.md` says, and it is let go.
 
 mod support;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ const TEST: &str = "others_go_on_while_a_debugger_holds_a_thread";
 const MAX: u64 = 1 << 20;
 /// How often the thread is held; enough for some times in its busy region.
 const TURNS: u32 = 400;
+/// Without an answer for so long, the thread is held with a lock.
+const LONGEST: Duration = Duration::from_secs(10);
 /// How often a drain must have given it up: then it was in its busy region.
 const WANTED: u64 = 20;
 
@@ -35,6 +38,8 @@ fn work() {
         let (group, stop, victim) = (&group, &stop, &victim);
         scope.spawn(move || {
             let _scope = group.enter();
+            // The first ones take locks.
+            (0..100).for_each(|_| drop(Raw::new(500)));
             // SAFETY: it takes nothing.
             victim.store(unsafe { libc::gettid() }, Ordering::SeqCst);
             while !stop.load(Ordering::Relaxed) {
@@ -88,16 +93,24 @@ fn others_go_on_while_a_debugger_holds_a_thread() {
     command.stdin(Stdio::piped()).stderr(Stdio::inherit());
     let mut child = command.spawn().expect("a child");
     let mut input = child.stdin.take().expect("piped");
-    let mut output = BufReader::new(child.stdout.take().expect("piped")).lines();
-    let mut said = |what: &str| -> u64 {
+    let output = BufReader::new(child.stdout.take().expect("piped"));
+    let (sender, lines) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        // Until the child has ended, or nobody listens.
+        let _ = output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line));
+    });
+    // What the child says next that begins so, if it does within a while.
+    let said = |what: &str, patience: Duration| -> Option<u64> {
+        let start = Instant::now();
         loop {
-            let line = output.next().expect("it lives").expect("text");
+            let line = lines.recv_timeout(patience.saturating_sub(start.elapsed())).ok()?;
             if let Some(number) = line.strip_prefix(what) {
-                return number.trim().parse().expect("a number");
+                return Some(number.trim().parse().expect("a number"));
             }
         }
     };
-    let victim = libc::pid_t::try_from(said("victim ")).expect("an id");
+    let victim = said("victim ", PATIENCE).expect("it lives");
+    let victim = libc::pid_t::try_from(victim).expect("an id");
     if let Err(error) = ptrace(libc::PTRACE_SEIZE, victim) {
         // A sandbox may forbid it; then there is nobody who could hold a thread.
         eprintln!("no ptrace here: {error}");
@@ -105,7 +118,7 @@ fn others_go_on_while_a_debugger_holds_a_thread() {
         assert!(child.wait().expect("our own child").success());
         return;
     }
-    let (start, mut given_up, mut turns) = (Instant::now(), 0, 0);
+    let (start, mut given_up, mut turns, mut locks) = (Instant::now(), 0, 0, 0);
     while given_up < WANTED && turns < TURNS && start.elapsed() < PATIENCE / 2 {
         ptrace(libc::PTRACE_INTERRUPT, victim).expect("it is ours");
         let mut status = 0;
@@ -113,8 +126,12 @@ fn others_go_on_while_a_debugger_holds_a_thread() {
         let stopped = unsafe { libc::waitpid(victim, &raw mut status, libc::__WALL) };
         assert!(stopped == victim && libc::WIFSTOPPED(status), "{status:#x}");
         input.write_all(b"go\n").expect("it listens");
-        given_up = said("gave up ");
+        let answer = said("gave up ", LONGEST);
         ptrace(libc::PTRACE_CONT, victim).expect("it is stopped");
+        given_up = answer.unwrap_or_else(|| {
+            locks += 1;
+            said("gave up ", PATIENCE).expect("it goes on once the thread does")
+        });
         // Elsewhere next time.
         thread::sleep(Duration::from_micros(300 + u64::from(turns % 7) * 100));
         turns += 1;
@@ -125,6 +142,8 @@ fn others_go_on_while_a_debugger_holds_a_thread() {
     ptrace(libc::PTRACE_DETACH, victim).expect("it is stopped");
     drop(input);
     assert!(child.wait().expect("our own child").success());
-    println!("held {turns} times, {given_up} times in its busy region");
+    reader.join().expect("no panic");
+    println!("held {turns} times: given up {given_up} times, {locks} times with a lock");
+    assert!(turns > 2 * locks, "it was held with a lock {locks} of {turns} times");
     assert!(given_up > 0, "it was never held in its busy region");
 }

@@ -44,7 +44,7 @@ fn with_faults(world: &mut World, steps: usize, plan: impl FnOnce()) -> u64 {
 }
 
 /// Points that a running world meets. `Metadata` is asked for when tables grow and `Pages` when jemalloc has none left, so these
-/// have tests of their own; so have `Barrier` and `ExitHook`, for what they change stays.
+/// have tests of their own; so have `Barrier`, `ExitHook` and `ExitKey`, for what they change stays.
 const MET: [Point; 8] = [
     Point::Object,
     Point::Moving,
@@ -239,6 +239,8 @@ fn a_process_that_is_refused_from_its_beginning_lives_or_says_why_not() {
     for point in [Point::Control, Point::Barrier, Point::ExitHook] {
         assert!(at_start(TEST, point, 1, u64::MAX), "{point:?}");
     }
+    // The first key is the allocator's; std ends the process if it gets none of its own.
+    assert!(at_start(TEST, Point::ExitKey, 1, 1));
 }
 
 // ---- no exit hook -----------------------------------------------------------------------------------------

@@ -42,10 +42,12 @@ pub(crate) enum Point {
     Eventfd,
     /// The word that has the exit hook of a thread run.
     ExitHook,
+    /// The key of that word, which the process has one of.
+    ExitKey,
 }
 
 impl Point {
-    pub(crate) const ALL: [Point; 13] = [
+    pub(crate) const ALL: [Point; 14] = [
         Point::Metadata,
         Point::Pages,
         Point::Object,
@@ -59,6 +61,7 @@ impl Point {
         Point::Attributes,
         Point::Eventfd,
         Point::ExitHook,
+        Point::ExitKey,
     ];
 
     fn plan(self) -> &'static Plan {
@@ -234,6 +237,10 @@ unsafe extern "C" {
         argument: *mut c_void,
     ) -> c_int;
     fn __real_pthread_attr_init(attributes: *mut libc::pthread_attr_t) -> c_int;
+    fn __real_pthread_key_create(
+        key: *mut libc::pthread_key_t,
+        end: Option<unsafe extern "C" fn(*mut c_void)>,
+    ) -> c_int;
     fn __real_pthread_setspecific(key: libc::pthread_key_t, value: *const c_void) -> c_int;
     fn __real__rjem_mallocx(size: usize, flags: c_int) -> *mut c_void;
     fn __real__rjem_rallocx(object: *mut c_void, size: usize, flags: c_int) -> *mut c_void;
@@ -369,6 +376,21 @@ unsafe extern "C" fn __wrap_pthread_attr_init(attributes: *mut libc::pthread_att
     }
     // SAFETY: by contract.
     unsafe { __real_pthread_attr_init(attributes) }
+}
+
+/// # Safety
+///
+/// As for `pthread_key_create`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_pthread_key_create(
+    key: *mut libc::pthread_key_t,
+    end: Option<unsafe extern "C" fn(*mut c_void)>,
+) -> c_int {
+    if IN_JEMALLOC.get() == 0 && is_refused(Point::ExitKey) {
+        return libc::EAGAIN;
+    }
+    // SAFETY: by contract.
+    unsafe { __real_pthread_key_create(key, end) }
 }
 
 /// # Safety
