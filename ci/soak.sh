@@ -74,17 +74,21 @@ flushed() {
 }
 
 echo "== warm-up"
-round 20
+# Long enough that everything was once as large as it gets: connections, tables, threads' records.
+round 60
 flushed
 sleep 3
 before=$(rss)
 echo "== soak: $minutes minutes; $before KiB resident"
 MEMCG_SOAK_SECONDS=$((minutes * 60)) cargo test -p memcg --test soak >"$work/soak" 2>&1 &
 soak_pid=$!
-round $((minutes * 60))
-flushed
-sleep 3
-after=$(rss)
+for minute in $(seq "$minutes"); do
+  round 57
+  flushed
+  sleep 3
+  after=$(rss)
+  echo "minute $minute: $after KiB resident"
+done
 wait "$soak_pid" || {
   cat "$work/soak"
   soak_pid=

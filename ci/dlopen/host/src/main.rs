@@ -28,11 +28,14 @@ fn main() {
         panic!("dlopen: {reason:?}");
     }
     // SAFETY: the library's function has this type.
-    let run: extern "C" fn(u32, u32) -> i32 = unsafe { std::mem::transmute(function(library, "plugin_run")) };
+    let run: extern "C" fn(u32, u32) -> i32 =
+        unsafe { std::mem::transmute(function(library, "plugin_run")) };
     // SAFETY: as above.
-    let keep: extern "C" fn(u32) -> i32 = unsafe { std::mem::transmute(function(library, "plugin_keep")) };
+    let keep: extern "C" fn(u32) -> i32 =
+        unsafe { std::mem::transmute(function(library, "plugin_keep")) };
     // SAFETY: as above.
-    let give_back: extern "C" fn() -> i32 = unsafe { std::mem::transmute(function(library, "plugin_give_back")) };
+    let give_back: extern "C" fn() -> i32 =
+        unsafe { std::mem::transmute(function(library, "plugin_give_back")) };
 
     assert_eq!(run(0, 4), 0, "on the main thread");
     for seed in 1..20 {

@@ -15,7 +15,8 @@ static KEPT: Mutex<Vec<(Group, Vec<u8>)>> = Mutex::new(Vec::new());
 pub extern "C" fn plugin_run(seed: u32, threads: u32) -> i32 {
     let run = || {
         assert!(memcg::is_installed());
-        let group = Group::root().builder(&format!("plugin {seed}")).max(1 << 20).build().expect("fresh");
+        let group =
+            Group::root().builder(&format!("plugin {seed}")).max(1 << 20).build().expect("fresh");
         let cache = Cache::<u64, [u8; 500]>::direct("plugin");
         thread::scope(|scope| {
             for thread in 0..threads {
