@@ -7,12 +7,15 @@
 
 use crate::Tree;
 use crate::context::Tag;
+use crate::gate::step;
 use crate::group::{Group, GroupRef, State};
 use crate::name::Name;
 use crate::sync::{Ordering, lock};
 use crate::table::NONE;
 use crate::topology::bytes_of;
 use crate::tree::Root;
+#[cfg(all(loom, test))]
+use crate::tree::Weakened;
 
 impl Tree {
     /// The online group at `path`, with a handle: `/` is the root, `/a/b` a grandchild.
@@ -79,7 +82,8 @@ impl Tree {
                     return None;
                 }
                 // It went in between: ask again.
-                Some(State::Free) | None => {}
+                Some(State::Free) | None if step!(self, AskAgain) => {}
+                Some(State::Free) | None => return None,
             }
         }
     }

@@ -141,6 +141,16 @@ mod tests {
     }
 
     #[test]
+    fn space_around_the_number_and_the_suffix_is_left_out() {
+        // As it comes out of a file, with its newline.
+        for (text, bytes) in [("184184467\t", 184_184_467), (" 4 KiB\n", 4096), ("\t7  ", 7)] {
+            assert_eq!(text.parse::<Limit>(), Ok(Limit::Bytes(bytes)), "{text:?}");
+        }
+        assert_eq!(" max\n".parse::<Limit>(), Ok(Limit::Max));
+        assert_eq!("4 K B".parse::<Limit>(), Err(ParseLimitError::Malformed));
+    }
+
+    #[test]
     fn refuses_the_rest_and_says_which_way() {
         for text in ["", "M", "-1", "1.5G", "12X", "1KiBs", "1KB1", "1bb", "maximum", "0x10"] {
             assert_eq!(text.parse::<Limit>(), Err(ParseLimitError::Malformed), "{text}");

@@ -66,6 +66,10 @@ pub(crate) enum Weakened {
     StripeAgain,
     /// The lock of the stripe that a context leaves for another.
     MoveLock,
+    /// One lock for the check of all levels and the adding to them.
+    OneLock,
+    /// Asking again who pays, where the one who did went in between.
+    AskAgain,
 }
 
 impl core::fmt::Debug for Tree {
@@ -320,6 +324,10 @@ impl Tree {
     ///
     /// [`OverLimit`] names the lowest group whose `max` refused. Nothing changed then.
     pub fn charge(&self, payer: Payer, want: Want) -> Result<Charged, OverLimit> {
+        #[cfg(all(loom, test))]
+        if self.is_weakened(Weakened::OneLock) {
+            return self.charge_with_two_locks(payer, want);
+        }
         let nobody = Charged { tag: Tag::NOBODY, bytes: want.need, ..Charged::default() };
         let Some((_guard, context)) = self.lock_payer(payer) else { return Ok(nobody) };
         let Some(slot) = self.resolve(context) else { return Ok(nobody) };

@@ -23,6 +23,7 @@
 
 use crate::Tree;
 use crate::event::EventKind;
+use crate::gate::step;
 use crate::group::{Group, GroupRef};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, lock};
 use crate::table::{NONE, Record, Table};
@@ -174,12 +175,37 @@ impl Link {
 #[derive(Debug)]
 pub(crate) struct Noticed {
     head: AtomicU32,
+    #[cfg(all(loom, test))]
+    pub(crate) weakened: Option<Weakened>,
+}
+
+/// An ordering or step that a model leaves out, to show that it is needed.
+#[cfg(all(loom, test))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Weakened {
+    /// Clearing `queued` before the look, and not after it.
+    ClearFirst,
+    /// The order of what was noted before `queued` was found set, and the look after its clearing.
+    QueuedOrder,
+    /// Reading `next` before `queued` is cleared.
+    NextFirst,
+}
+
+#[cfg(all(loom, test))]
+impl Noticed {
+    fn is_weakened(&self, step: Weakened) -> bool {
+        self.weakened == Some(step)
+    }
 }
 
 impl Noticed {
     crate::const_new! {
         pub(crate) fn new() -> Self {
-            Self { head: AtomicU32::new(NONE) }
+            Self {
+                head: AtomicU32::new(NONE),
+                #[cfg(all(loom, test))]
+                weakened: None,
+            }
         }
     }
 
@@ -187,7 +213,8 @@ impl Noticed {
     pub(crate) fn push(&self, index: u32, link: &Link) -> bool {
         // AcqRel pairs with the swap in `take`: either that clears after this, and the taker sees
         // what was noted before this; or this finds it cleared, and pushes.
-        if link.queued.swap(true, Ordering::AcqRel) {
+        let order = if step!(self, QueuedOrder) { Ordering::AcqRel } else { Ordering::Relaxed };
+        if link.queued.swap(true, order) {
             return false;
         }
         let mut head = self.head.load(Ordering::Relaxed);
@@ -212,9 +239,15 @@ impl Noticed {
         while let Some(link) = link_of(index) {
             // Read first: once `queued` is cleared the next push writes it.
             let next = link.next.load(Ordering::Relaxed);
-            link.queued.swap(false, Ordering::AcqRel);
-            visit(index);
-            index = next;
+            if !step!(self, ClearFirst) {
+                visit(index);
+            }
+            let order = if step!(self, QueuedOrder) { Ordering::AcqRel } else { Ordering::Relaxed };
+            link.queued.swap(false, order);
+            if step!(self, ClearFirst) {
+                visit(index);
+            }
+            index = if step!(self, NextFirst) { next } else { link.next.load(Ordering::Relaxed) };
         }
     }
 }

@@ -26,6 +26,8 @@ pub(crate) static DRAIN: Lock<()> = Lock::new(());
 
 /// How long a drain waits for all threads together.
 const PATIENCE_MS: u32 = 100;
+/// How long a fork does: what a thread has that it gave up on is lost to the child for good.
+const FORK_PATIENCE_MS: u32 = 1000;
 
 static NR_DRAINS: AtomicU64 = AtomicU64::new(0);
 static NR_GIVEN_UP: AtomicU64 = AtomicU64::new(0);
@@ -35,12 +37,18 @@ pub(crate) fn counts() -> (u64, u64) {
     (NR_DRAINS.load(Ordering::Relaxed), NR_GIVEN_UP.load(Ordering::Relaxed))
 }
 
+/// Stops every claimed record, as a fork must. The drain mutex is held, and stays so until
+/// [`resume`].
+pub(crate) fn stop_all() {
+    stop(&|_| true, FORK_PATIENCE_MS);
+}
+
 /// Stops each claimed record that `pick` picks: its lock is held, its gate is closed and its
 /// owner is out. The drain mutex is held, and stays so until [`resume`].
-pub(crate) fn stop(pick: &dyn Fn(&Record) -> bool) {
+fn stop(pick: &dyn Fn(&Record) -> bool, patience_ms: u32) {
     NR_DRAINS.fetch_add(1, Ordering::Relaxed);
     let start = now_ms();
-    let left = || PATIENCE_MS.saturating_sub(now_ms().wrapping_sub(start));
+    let left = || patience_ms.saturating_sub(now_ms().wrapping_sub(start));
     for record in record::all() {
         let picked = record.is_claimed() && pick(record);
         let locked = picked && record.gate.lock_within(left());
@@ -78,7 +86,7 @@ fn with_stopped(
     work: &mut dyn FnMut(&Record, &mut Cached),
     finish: &mut dyn FnMut(),
 ) {
-    stop(pick);
+    stop(pick, PATIENCE_MS);
     // Also if a check panics in between: no record stays locked.
     let _resume = Resume;
     for record in record::all().filter(|record| record.is_stopped()) {

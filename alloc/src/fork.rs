@@ -30,7 +30,7 @@ extern "C" fn prepare() {
     reclaim_task::lock_all();
     watch::lock_all();
     core::mem::forget(lock(&DRAIN));
-    drain::stop(&|_| true);
+    drain::stop_all();
     hand::wait_for_none();
     TREE.lock_all();
     ENGINE.lock_all();

@@ -443,6 +443,45 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_fork_waits_for_a_thread_that_is_slow() {
+        let (sender, receiver) = mpsc::channel();
+        let slow = thread::spawn(move || {
+            // None: another test drains.
+            let record = loop {
+                if let Some(record) = own(Root::Untracked) {
+                    break record;
+                }
+                thread::yield_now();
+            };
+            // As if the system did not run it for a while in the middle of its slow path.
+            while !record.gate.try_lock() {
+                thread::yield_now();
+            }
+            let index = all().position(|other| ptr::eq(other, record));
+            sender.send(index).expect("the test waits");
+            thread::sleep(std::time::Duration::from_millis(300));
+            record.gate.unlock();
+        });
+        let index = receiver.recv().expect("the thread lives").expect("it is one of all");
+        // From the end: records are put before the others.
+        let from_the_end = all().count() - index;
+        // SAFETY: the child looks at a record, and ends.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "fork");
+        if pid == 0 {
+            let record = all().nth(all().count() - from_the_end);
+            let is_lost = |record: &Record| record.state.load(Ordering::Relaxed) == LOST;
+            // SAFETY: it ends the child at once.
+            unsafe { libc::_exit(i32::from(record.is_none_or(is_lost))) };
+        }
+        let mut status = 0;
+        // SAFETY: the child is ours, and the place is valid.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert_eq!(status, 0, "what the thread had is lost to the child");
+        slow.join().expect("no panic");
+    }
+
+    #[test]
     fn no_drain_of_a_child_waits_for_a_record_that_is_lost() {
         let (sender, receiver) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();

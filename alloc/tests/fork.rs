@@ -15,6 +15,11 @@ use support::{Bare, Random, Raw, Sets, Watchdog, alone, fork_and, thread_names};
 #[global_allocator]
 static ALLOC: memcg::Memcg = memcg::Memcg::new();
 
+/// Forks of the busy process; `MEMCG_FORKS` says otherwise.
+fn nr_forks() -> usize {
+    std::env::var("MEMCG_FORKS").map_or(60, |forks| forks.parse().expect("a number"))
+}
+
 /// The limit of each busy group.
 const MAX: u64 = 1 << 20;
 
@@ -116,7 +121,7 @@ fn the_child_of_a_busy_process_lives() {
     let _alone = alone();
     let _watchdog = Watchdog::new("forks of a busy process");
     let busy = Busy::new("busy");
-    for turn in 0..60 {
+    for turn in 0..nr_forks() {
         fork_and(|| live(&busy.groups));
         // The parent goes on.
         let object = Raw::in_group(&busy.groups[turn % 4], 100);

@@ -9,30 +9,36 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use memcg::{Cache, Count, Group, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
-use support::{Raw, Sets, Watchdog, alone, fork_and};
+use support::{PATIENCE, Raw, Sets, Watchdog, alone, fork_and};
 
 #[global_allocator]
 static ALLOC: memcg::Memcg = memcg::Memcg::new();
 
 /// Making a group costs its depth, so a chain costs the square: less where the compiler has not optimised.
-const DEPTH: usize = if cfg!(debug_assertions) { 5_000 } else { 100_000 };
+/// `MEMCG_CHAIN` says otherwise.
+fn depth() -> usize {
+    let usual = if cfg!(debug_assertions) { 5_000 } else { 100_000 };
+    std::env::var("MEMCG_CHAIN").map_or(usual, |depth| depth.parse().expect("a number"))
+}
 
 #[test]
 fn a_long_chain_of_groups_goes_at_once() {
     let _alone = alone();
-    let _watchdog = Watchdog::new("a chain");
+    // 100,000 groups take a minute of computing.
+    let _watchdog = Watchdog::patient("a chain", 10 * PATIENCE);
     let top = Group::root().create("chain").expect("fresh");
+    let depth = depth();
     // On a small stack: nothing may recurse.
     let last = {
         let mut last = top.create("0").expect("fresh");
-        for _ in 1..DEPTH {
+        for _ in 1..depth {
             // Each is kept by its child alone.
             last = last.create("0").expect("fresh");
         }
         last
     };
     let object = Raw::in_group(&last, 100).expect("no limit");
-    assert_eq!(top.stat().nr_descendants, DEPTH as u64);
+    assert_eq!(top.stat().nr_descendants, depth as u64);
     let end = move || drop(last);
     thread::Builder::new()
         .stack_size(64 << 10)
@@ -216,5 +222,57 @@ fn a_shrinker_on_the_worker_may_fork() {
     drop(registration);
     memcg::drain();
     assert_eq!(group.usage(), 0);
+    memcg::check();
+}
+
+// ---- leaked scopes ------------------------------------------------------------------------------------
+
+#[test]
+fn leaked_scopes_charge_no_stranger_while_ids_are_reused() {
+    let _alone = alone();
+    let _watchdog = Watchdog::new("leaked scopes");
+    let parent = Group::root().create("leaky").expect("fresh");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _ends = Sets(&stop);
+        let (parent, stop) = (&parent, &stop);
+        let leakers: Vec<_> = (0..2)
+            .map(|seed| {
+                scope.spawn(move || {
+                    let mut turn = 0;
+                    while turn < 100 || !stop.load(Ordering::Relaxed) {
+                        let group = memcg::unaccounted(|| {
+                            parent.create(&format!("{seed} {turn}")).expect("fresh")
+                        });
+                        std::mem::forget(group.enter());
+                        let before = Raw::new(300).expect("no limit");
+                        assert_eq!(Group::of(before.as_ptr()), Some(group.clone()));
+                        drop(group);
+                        for size in [100, 300, 5000, 50_000] {
+                            let after = Raw::new(size).expect("no limit");
+                            assert_eq!(Group::of(after.as_ptr()), Some(parent.clone()));
+                        }
+                        turn += 1;
+                    }
+                })
+            })
+            .collect();
+        // Few groups at once, so that each id is soon another group's.
+        for turn in 0..50 {
+            let name = |i| format!("stranger {turn} {i}");
+            let strangers: Vec<Group> =
+                (0..3).map(|i| Group::root().create(&name(i)).expect("fresh")).collect();
+            thread::yield_now();
+            memcg::drain();
+            for stranger in &strangers {
+                assert_eq!((stranger.usage(), stranger.peak()), (0, 0), "nobody entered it");
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        leakers.into_iter().for_each(|leaker| leaker.join().expect("no panic"));
+    });
+    memcg::drain();
+    let stat = parent.stat();
+    assert_eq!((stat.usage, stat.nr_descendants, stat.nr_contexts), (0, 0, 0), "{stat:?}");
     memcg::check();
 }

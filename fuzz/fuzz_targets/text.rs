@@ -10,15 +10,15 @@ use memcg::{Group, Limit};
 #[global_allocator]
 static ALLOC: memcg::Memcg = memcg::Memcg::new();
 
-/// What a size is, the slow way: digits, then a unit of 1024's power, with or without `B` or `iB`.
+/// What a size is, the slow way: digits, then a unit of 1024's power, with or without `B` or `iB`; space around both.
 fn expected(text: &str) -> Option<Limit> {
-    let text = text.to_ascii_lowercase();
+    let text = text.trim().to_ascii_lowercase();
     if text == "max" {
         return Some(Limit::Max);
     }
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);
-    let scale: u128 = match unit {
+    let scale: u128 = match unit.trim_start() {
         "" | "b" => 1,
         "k" | "kb" | "kib" => 1 << 10,
         "m" | "mb" | "mib" => 1 << 20,

@@ -83,6 +83,8 @@ pub(crate) enum Weakened {
     UnlinkFence,
     /// The second look at the marks of whoever unlinks.
     LookAgain,
+    /// Telling whoever comes to the end of a walk that others are still on it.
+    Unsure,
 }
 
 /// What the lock guards beside the links.
@@ -110,10 +112,12 @@ macro_rules! step {
         }
         #[cfg(loom)]
         {
-            $marked.weakened != Some(Weakened::$site)
+            $marked.weakened != Some($crate::marked::Weakened::$site)
         }
     }};
 }
+
+pub(crate) use step;
 
 impl Marked {
     memcg_accounting::const_new! {

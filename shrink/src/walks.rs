@@ -28,7 +28,7 @@ use memcg_accounting::table::{NONE, Record};
 use memcg_accounting::{GroupRef, Tree};
 
 use crate::groups::Groups;
-use crate::marked::{Locked, Marked};
+use crate::marked::{Locked, Marked, step};
 use crate::marks::Bits;
 use crate::raw::Place;
 use crate::reclaimer::Answer;
@@ -255,7 +255,7 @@ impl Marked {
         }
         walk.is_over.store(true, Ordering::Relaxed);
         *seen = walk.seen();
-        if walk.nr_walkers.load(Ordering::Relaxed) > 1 {
+        if walk.nr_walkers.load(Ordering::Relaxed) > 1 && step!(self, Unsure) {
             // What the others are at is not known yet.
             seen.asked = true;
             seen.answer.unsure = true;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use loom::thread;
 
 use crate::sync::{AtomicU32, Ordering};
-use crate::watch::{Link, Noticed};
+use crate::watch::{Link, Noticed, Weakened};
 
 struct Model {
     noticed: Noticed,
@@ -20,10 +20,12 @@ struct Model {
 }
 
 impl Model {
-    fn new() -> Arc<Self> {
+    fn new(left_out: Option<Weakened>) -> Arc<Self> {
         let word = || AtomicU32::new(0);
+        let mut noticed = Noticed::new();
+        noticed.weakened = left_out;
         Arc::new(Self {
-            noticed: Noticed::new(),
+            noticed,
             links: [Link::new(), Link::new()],
             words: [[word(), word()], [word(), word()]],
             rung: word(),
@@ -53,9 +55,9 @@ impl Model {
     }
 }
 
-fn check(first: [usize; 2], second: [usize; 2]) {
+fn check(first: [usize; 2], second: [usize; 2], left_out: Option<Weakened>) {
     loom::model(move || {
-        let model = Model::new();
+        let model = Model::new(left_out);
         let other = model.clone();
         let charger = thread::spawn(move || {
             for record in first {
@@ -75,7 +77,11 @@ fn check(first: [usize; 2], second: [usize; 2]) {
         for record in 0..2 {
             for (charger, wrote) in [first, second].into_iter().enumerate() {
                 let seen = early[record][charger] | late[record][charger];
-                assert_eq!(seen == 1, wrote.contains(&record), "record {record} of {charger}");
+                assert_eq!(
+                    seen == 1,
+                    wrote.contains(&record),
+                    "record {record} of {charger} is left on no list"
+                );
             }
         }
         assert!(model.rung.load(Ordering::Relaxed) >= 1, "the first of an empty list rings");
@@ -84,10 +90,28 @@ fn check(first: [usize; 2], second: [usize; 2]) {
 
 #[test]
 fn loom_notice_is_never_lost_on_one_record() {
-    check([0, 0], [0, 0]);
+    check([0, 0], [0, 0], None);
 }
 
 #[test]
 fn loom_notice_is_never_lost_on_two_records() {
-    check([0, 1], [1, 0]);
+    check([0, 1], [1, 0], None);
+}
+
+#[test]
+#[should_panic(expected = "is left on no list")]
+fn loom_notice_that_comes_during_the_look_is_lost_if_queued_is_cleared_after_it() {
+    check([0, 0], [0, 0], Some(Weakened::ClearFirst));
+}
+
+#[test]
+#[should_panic(expected = "is left on no list")]
+fn loom_notice_is_lost_without_the_order_of_queued() {
+    check([0, 0], [0, 0], Some(Weakened::QueuedOrder));
+}
+
+#[test]
+#[should_panic(expected = "is left on no list")]
+fn loom_notice_is_lost_if_next_is_read_after_queued_is_cleared() {
+    check([0, 1], [1, 0], Some(Weakened::NextFirst));
 }

@@ -9,9 +9,17 @@ mod contexts;
 #[cfg(loom)]
 mod loom_context;
 #[cfg(loom)]
+mod loom_exit;
+#[cfg(loom)]
 mod loom_gate;
 #[cfg(loom)]
+mod loom_hands;
+#[cfg(loom)]
+mod loom_limit;
+#[cfg(loom)]
 mod loom_notice;
+#[cfg(loom)]
+mod loom_span;
 #[cfg(not(loom))]
 mod model;
 #[cfg(not(loom))]

@@ -210,9 +210,14 @@ pub(crate) struct Watchdog(std::sync::mpsc::Sender<()>);
 
 impl Watchdog {
     pub(crate) fn new(what: &'static str) -> Self {
+        Self::patient(what, PATIENCE)
+    }
+
+    /// One that waits for `patience`, for what takes longer by its nature.
+    pub(crate) fn patient(what: &'static str, patience: Duration) -> Self {
         let (sender, receiver) = std::sync::mpsc::channel();
         thread::spawn(move || {
-            let ended = receiver.recv_timeout(PATIENCE);
+            let ended = receiver.recv_timeout(patience);
             if ended == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("{what} hangs");
                 std::process::abort();

@@ -18,6 +18,8 @@ mod loom_list;
 mod loom_mark;
 #[cfg(loom)]
 mod loom_marked;
+#[cfg(loom)]
+mod loom_walks;
 #[cfg(not(loom))]
 mod protecting;
 #[cfg(not(loom))]
