@@ -2,6 +2,8 @@
 //!
 //! They are cut from chunks of metadata and belong to a span record for ever; what a released
 //! span's vector holds is zero, so whole pages of it may go back to the system meanwhile.
+//!
+//! What else belongs to a span's record for ever is cut from an arena of its own.
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -24,12 +26,25 @@ struct Arena {
 unsafe impl Send for Arena {}
 
 static ARENA_NOW: Lock<Arena> = Lock::new(Arena { next: core::ptr::null_mut(), left: 0 });
+/// The same for what is no vector of tags: see [`take_other`].
+static ARENA_OTHER: Lock<Arena> = Lock::new(Arena { next: core::ptr::null_mut(), left: 0 });
 static BYTES: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of what is no vector of tags.
+static OTHERS: AtomicUsize = AtomicUsize::new(0);
 
 /// A vector of `len` zeros, or null.
 pub(crate) fn take(len: usize) -> *mut AtomicU32 {
+    take_from(&ARENA_NOW, &BYTES, len)
+}
+
+/// The same, of words that are no tags.
+pub(crate) fn take_other(len: usize) -> *mut AtomicU32 {
+    take_from(&ARENA_OTHER, &OTHERS, len)
+}
+
+fn take_from(arena: &Lock<Arena>, count: &AtomicUsize, len: usize) -> *mut AtomicU32 {
     let bytes = (len * size_of::<AtomicU32>()).next_multiple_of(ALIGN);
-    let mut arena = lock(&ARENA_NOW);
+    let mut arena = lock(arena);
     // Vectors of a page or more begin on a page, so that theirs may go back alone.
     let align = if bytes >= PAGE { PAGE } else { ALIGN };
     let skip = arena.next.addr().next_multiple_of(align) - arena.next.addr();
@@ -39,18 +54,18 @@ pub(crate) fn take(len: usize) -> *mut AtomicU32 {
             return core::ptr::null_mut();
         }
         *arena = Arena { next: fresh, left: ARENA };
-        return cut(&mut arena, 0, bytes);
+        return cut(&mut arena, 0, bytes, count);
     }
-    cut(&mut arena, skip, bytes)
+    cut(&mut arena, skip, bytes, count)
 }
 
-fn cut(arena: &mut Arena, skip: usize, bytes: usize) -> *mut AtomicU32 {
+fn cut(arena: &mut Arena, skip: usize, bytes: usize, count: &AtomicUsize) -> *mut AtomicU32 {
     // SAFETY: `skip + bytes <= left`, so both stay in the mapping.
     let vector = unsafe { arena.next.add(skip) };
     // SAFETY: as above.
     arena.next = unsafe { vector.add(bytes) };
     arena.left -= skip + bytes;
-    BYTES.fetch_add(bytes, Ordering::Relaxed);
+    count.fetch_add(bytes, Ordering::Relaxed);
     vector.cast()
 }
 
@@ -66,8 +81,9 @@ pub(crate) fn give_pages_back(vector: *mut AtomicU32, len: usize) {
     }
 }
 
-/// Takes the lock, for `fork`: whoever is on the bypass may have it at that moment.
+/// Takes the locks, for `fork`: whoever is on the bypass may have one at that moment.
 pub(crate) fn lock_all() {
+    core::mem::forget(lock(&ARENA_OTHER));
     core::mem::forget(lock(&ARENA_NOW));
 }
 
@@ -79,11 +95,18 @@ pub(crate) fn lock_all() {
 pub(crate) unsafe fn unlock_all() {
     // SAFETY: by contract the lock is held and its guard was forgotten.
     unsafe { ARENA_NOW.force_unlock() };
+    // SAFETY: as above.
+    unsafe { ARENA_OTHER.force_unlock() };
 }
 
 /// Bytes that all vectors have together.
 pub(crate) fn bytes() -> usize {
     BYTES.load(Ordering::Relaxed)
+}
+
+/// Bytes of what [`take_other`] answered.
+pub(crate) fn other_bytes() -> usize {
+    OTHERS.load(Ordering::Relaxed)
 }
 
 #[cfg(test)]
