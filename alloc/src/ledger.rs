@@ -118,6 +118,16 @@ pub(crate) unsafe fn hand_out(object: *mut u8, class: Class, layout: Layout) -> 
     before & FREED != 0
 }
 
+/// Whether the ledger has an object as the program's.
+///
+/// # Safety
+///
+/// As for [`slot`].
+pub(crate) unsafe fn is_out(object: *mut u8, class: Class) -> bool {
+    // SAFETY: by contract.
+    LEDGER && unsafe { slot(object, class) }.load(Ordering::Relaxed) & OUT != 0
+}
+
 /// The word of an object that is out with `layout`; the process ends if it is not.
 #[inline(always)]
 pub(crate) fn live(object: *mut u8, class: Class, layout: Layout) -> &'static AtomicU32 {
