@@ -10,9 +10,14 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use memcg_accounting::SYSTEM;
 use memcg_accounting::sync::{Lock, lock};
 
+use crate::edge::HARDENED;
+
 const PAGE: usize = 4096;
-/// Address space that is mapped at a time; only touched pages are memory.
-const ARENA: usize = 4 << 20;
+/// Address space that is mapped at a time, with its guard pages if there are any; only touched
+/// pages are memory.
+const ARENA: usize = (4 << 20) - if HARDENED { 2 * PAGE } else { 0 };
+/// The same for what is no vector of tags: little, for every span needs some at once.
+const ARENA_OF_OTHERS: usize = 1 << 20;
 /// What vectors are aligned to: no two share a cache line.
 const ALIGN: usize = 64;
 
@@ -20,14 +25,22 @@ const ALIGN: usize = 64;
 struct Arena {
     next: *mut u8,
     left: usize,
+    /// Bytes that it maps at a time.
+    maps: usize,
+}
+
+impl Arena {
+    const fn new(maps: usize) -> Self {
+        Self { next: core::ptr::null_mut(), left: 0, maps }
+    }
 }
 
 // SAFETY: the pointer leads to memory that nobody has been given; it is tied to no thread.
 unsafe impl Send for Arena {}
 
-static ARENA_NOW: Lock<Arena> = Lock::new(Arena { next: core::ptr::null_mut(), left: 0 });
+static ARENA_NOW: Lock<Arena> = Lock::new(Arena::new(ARENA));
 /// The same for what is no vector of tags: see [`take_other`].
-static ARENA_OTHER: Lock<Arena> = Lock::new(Arena { next: core::ptr::null_mut(), left: 0 });
+static ARENA_OTHER: Lock<Arena> = Lock::new(Arena::new(ARENA_OF_OTHERS));
 static BYTES: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of what is no vector of tags.
 static OTHERS: AtomicUsize = AtomicUsize::new(0);
@@ -49,11 +62,12 @@ fn take_from(arena: &Lock<Arena>, count: &AtomicUsize, len: usize) -> *mut Atomi
     let align = if bytes >= PAGE { PAGE } else { ALIGN };
     let skip = arena.next.addr().next_multiple_of(align) - arena.next.addr();
     if arena.left < skip + bytes {
-        let fresh = (SYSTEM.map)(ARENA);
+        let maps = arena.maps;
+        let fresh = (SYSTEM.map)(maps);
         if fresh.is_null() {
             return core::ptr::null_mut();
         }
-        *arena = Arena { next: fresh, left: ARENA };
+        *arena = Arena { next: fresh, left: maps, maps };
         return cut(&mut arena, 0, bytes, count);
     }
     cut(&mut arena, skip, bytes, count)
