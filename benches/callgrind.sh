@@ -2,6 +2,7 @@
 # Instructions of one operation, by callgrind: repeatable where times are not.
 #
 #     benches/callgrind.sh [WORKLOAD...]      default: pair.64 batch.fifo.64 batch.random.64
+#     MEMCG_FEATURES=memcg/hardened benches/callgrind.sh [WORKLOAD...]
 #
 # The difference between a run of 1 turn and one of 11, by the operations in between. The harness's own
 # loop is in it, about 20 instructions, the same for everyone.
@@ -13,7 +14,7 @@ workloads=("$@")
 
 # As `compare` builds them: the peers without memcg, whose jemalloc keeps statistics.
 cargo build --quiet --release -p memcg-benches --no-default-features --features peers --bins
-cargo build --quiet --release -p memcg-benches --no-default-features --features ours --bin on-memcg
+cargo build --quiet --release -p memcg-benches --no-default-features --features "ours ${MEMCG_FEATURES:-}" --bin on-memcg
 bin=${CARGO_TARGET_DIR:-target}/release
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT

@@ -5,4 +5,5 @@ cd "$(dirname "$0")/.."
 
 cargo fmt --all --check
 cargo clippy --workspace --all-targets --features memcg/stream --locked -- -D warnings
+cargo clippy -p memcg --all-targets --features debug-checks,hardened --locked -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --features memcg/stream --locked

@@ -15,6 +15,7 @@ use memcg_accounting::{MAX_UNSPENT, Payer, Stock, Tag, UnchargeLog};
 
 use crate::central;
 use crate::class::Class;
+use crate::ledger;
 use crate::magazine::Magazines;
 use crate::maps;
 use crate::process::{self, TREE};
@@ -399,6 +400,9 @@ impl Cached {
                 assert_eq!(span.class(), class, "a cached object is in its class's magazine");
                 let offset = object.addr() - span.base();
                 assert_eq!(offset % class.size(), 0, "a cached object is a whole object");
+                // SAFETY: the object is in our magazine.
+                let is_out = unsafe { ledger::is_out(object, class) };
+                assert!(!is_out, "a cached object is not the program's");
             }
         }
     }

@@ -21,9 +21,9 @@ use memcg_accounting::table::Table;
 use memcg_accounting::{SYSTEM, now_ms};
 
 use crate::class::{self, CHUNK, Class};
-use crate::jemalloc;
 use crate::maps;
 use crate::span::{Listed, Span};
+use crate::{asan, jemalloc, ledger};
 
 /// Empty spans go back after this long.
 const DECAY_MS: u32 = 500;
@@ -156,7 +156,10 @@ impl Lists {
         let base: *mut u8 = ptr::with_exposed_provenance_mut(span.base());
         let taken = out.len().min(listed.nr_free);
         for object in &mut out[..taken] {
-            if listed.free.is_null() {
+            if let Some(index) = listed.order.pop() {
+                // SAFETY: an object of the span.
+                *object = unsafe { base.add(index * class.size()) };
+            } else if listed.free.is_null() {
                 // SAFETY: `free` is empty and `nr_free > 0`, so `fresh` is an object.
                 *object = unsafe { base.add(listed.fresh * class.size()) };
                 listed.fresh += 1;
@@ -179,9 +182,11 @@ impl Lists {
     unsafe fn put_back(&mut self, span: &'static Span, class: Class, object: *mut u8) {
         // SAFETY: the lock guards it.
         let listed = unsafe { &mut *span.central.get() };
-        // SAFETY: the object is ours now, at least 8 bytes long and aligned to 8.
-        unsafe { object.cast::<*mut u8>().write(listed.free) };
-        listed.free = object;
+        if !listed.order.push(class.object_at(object.addr() - span.base())) {
+            // SAFETY: the object is ours now, at least 8 bytes long and aligned to 8.
+            unsafe { object.cast::<*mut u8>().write(listed.free) };
+            listed.free = object;
+        }
         listed.nr_free += 1;
         let nr_free = listed.nr_free;
         debug_assert!(nr_free <= class.nr_objects(), "an object is given back once");
@@ -282,16 +287,23 @@ fn new_span(central: &Central, class: Class) -> Option<&'static Span> {
     let span: *const Span = span;
     // SAFETY: tables of statics never go away.
     let span: &'static Span = unsafe { &*span };
-    let memory = jemalloc::alloc_span(bytes, CHUNK);
+    let has_lists = with(span, |listed| {
+        listed.free = ptr::null_mut();
+        listed.fresh = 0;
+        listed.nr_free = class.nr_objects();
+        listed.order.begin(class)
+    });
+    let memory = if has_lists && ledger::begin(span, class) {
+        jemalloc::alloc_span(bytes, CHUNK)
+    } else {
+        ptr::null_mut()
+    };
     if memory.is_null() {
         central.spans.put(index);
         return None;
     }
-    with(span, |listed| {
-        listed.free = ptr::null_mut();
-        listed.fresh = 0;
-        listed.nr_free = class.nr_objects();
-    });
+    // SAFETY: allocated above and shown to nobody.
+    unsafe { asan::poison(memory, bytes) };
     span.begin(class, index, memory.expose_provenance());
     if !maps::add_span(span.base(), bytes, span) {
         span.end();

@@ -7,7 +7,7 @@ use memcg_accounting::Root;
 
 use crate::cached::Top;
 use crate::class::Class;
-use crate::{large, record, slow};
+use crate::{edge, large, record, slow};
 
 /// The allocator: `#[global_allocator] static ALLOC: Memcg = Memcg::new();`.
 ///
@@ -104,27 +104,39 @@ unsafe impl GlobalAlloc for Memcg {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match Class::of(layout) {
-            Some(class) => alloc_class(class, self.root),
-            None => large::alloc(layout, false, self.root),
+            // SAFETY: what is answered is nobody's yet, and has the layout's class.
+            Some(class) => unsafe { edge::hand_out(alloc_class(class, self.root), class, layout) },
+            // SAFETY: what is answered is nobody's yet, and has the layout.
+            None => unsafe { edge::hand_out_large(large::alloc(layout, false, self.root), layout) },
         }
     }
 
     #[inline]
     unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
         match Class::of(layout) {
-            // SAFETY: the layout is the one that the object was allocated with.
-            Some(class) => unsafe { dealloc_class(object, class, self.root) },
-            // SAFETY: as above.
-            None => unsafe { large::dealloc(object) },
+            Some(class) => {
+                // SAFETY: by contract nobody uses the object any more.
+                unsafe { edge::take_back(object, class, layout) };
+                // SAFETY: the layout is the one that the object was allocated with.
+                unsafe { dealloc_class(object, class, self.root) }
+            }
+            None => {
+                // SAFETY: as above.
+                unsafe { edge::take_back_large(object, layout) };
+                // SAFETY: as above.
+                unsafe { large::dealloc(object) }
+            }
         }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         let Some(class) = Class::of(layout) else {
-            return large::alloc(layout, true, self.root);
+            // SAFETY: as in `alloc`.
+            return unsafe { edge::hand_out_large(large::alloc(layout, true, self.root), layout) };
         };
-        let object = alloc_class(class, self.root);
+        // SAFETY: as in `alloc`.
+        let object = unsafe { edge::hand_out(alloc_class(class, self.root), class, layout) };
         if !object.is_null() {
             // SAFETY: the object has that many bytes.
             unsafe { ptr::write_bytes(object, 0, layout.size()) };
@@ -134,10 +146,21 @@ unsafe impl GlobalAlloc for Memcg {
 
     unsafe fn realloc(&self, object: *mut u8, old: Layout, size: usize) -> *mut u8 {
         let Ok(new) = Layout::from_size_align(size, old.align()) else { return ptr::null_mut() };
+        // SAFETY: by the contract of `realloc`, the object is the caller's.
+        unsafe { edge::check_live(object, Class::of(old), old) };
         match (Class::of(old), Class::of(new)) {
-            (Some(before), Some(after)) if before == after => return object,
-            // SAFETY: by the contract of `realloc`, and both layouts are large.
-            (None, None) => return unsafe { large::realloc(object, old, size, self.root) },
+            (Some(before), Some(after)) if before == after => {
+                // SAFETY: checked above.
+                unsafe { edge::resized(object, after, new) };
+                return object;
+            }
+            (None, None) => {
+                edge::resizing_large(object, old);
+                // SAFETY: by the contract of `realloc`, and both layouts are large.
+                let moved = unsafe { large::realloc(object, old, size, self.root) };
+                // SAFETY: as `large::realloc` answered.
+                return unsafe { edge::resized_large(object, old, moved, new) };
+            }
             _ => {}
         }
         // SAFETY: the size is not 0, by the contract of `realloc`.

@@ -9,6 +9,9 @@ use core::ptr;
 
 use tikv_jemalloc_sys as sys;
 
+use crate::edge::{ASAN, HARDENED};
+use crate::{asan, hardened};
+
 /// What jemalloc aligns everything to.
 const NATURAL_ALIGN: usize = 16;
 
@@ -26,9 +29,31 @@ pub(crate) fn real_size(layout: Layout) -> usize {
 
 /// An object of `layout`, zeroed if asked for (fresh pages are not written for that); or null.
 pub(crate) fn alloc(layout: Layout, zeroed: bool) -> *mut u8 {
-    let flags = flags(layout.align()) | if zeroed { sys::MALLOCX_ZERO } else { 0 };
+    // What is poisoned still may not be zeroed by jemalloc.
+    let flags = flags(layout.align()) | if zeroed && !ASAN { sys::MALLOCX_ZERO } else { 0 };
     // SAFETY: the size is not 0.
-    unsafe { sys::mallocx(layout.size(), flags) }.cast()
+    let object: *mut u8 = unsafe { sys::mallocx(layout.size(), flags) }.cast();
+    if ASAN && !object.is_null() {
+        // SAFETY: allocated above.
+        let all = unsafe { usable(object) };
+        // SAFETY: the object is the caller's, with that many bytes.
+        unsafe { asan::set(object, layout.size(), all) };
+        if zeroed {
+            // SAFETY: as above.
+            unsafe { ptr::write_bytes(object, 0, layout.size()) };
+        }
+    }
+    object
+}
+
+/// Bytes that a live object has.
+///
+/// # Safety
+///
+/// `object` came from this module and is live.
+pub(crate) unsafe fn usable(object: *mut u8) -> usize {
+    // SAFETY: by contract.
+    unsafe { sys::sallocx(object.cast(), 0) }
 }
 
 /// Gives an object back.
@@ -37,6 +62,12 @@ pub(crate) fn alloc(layout: Layout, zeroed: bool) -> *mut u8 {
 ///
 /// `object` came from [`alloc`] or [`resize_moving`] and is not used any more.
 pub(crate) unsafe fn dealloc(object: *mut u8) {
+    if HARDENED || ASAN {
+        // SAFETY: by contract.
+        let all = unsafe { usable(object) };
+        // SAFETY: by contract: all of it is nobody's now.
+        unsafe { wipe(object, all) };
+    }
     // Not the sized form: an object that was resized in place may be larger than its layout.
     // SAFETY: by contract.
     unsafe { sys::dallocx(object.cast(), 0) };
@@ -48,8 +79,22 @@ pub(crate) unsafe fn dealloc(object: *mut u8) {
 ///
 /// `object` came from this module, was allocated with `align`, and is live.
 pub(crate) unsafe fn resize_in_place(object: *mut u8, size: usize, align: usize) -> usize {
+    if HARDENED {
+        // SAFETY: by contract.
+        let all = unsafe { usable(object) };
+        if all > size {
+            // Before jemalloc has it. An object that can't be made smaller keeps it, unused.
+            // SAFETY: by contract the caller gives the bytes after `size` up.
+            unsafe { hardened::zero_pages(object.wrapping_add(size), all - size) };
+        }
+    }
     // SAFETY: by contract; the size is not 0.
-    unsafe { sys::xallocx(object.cast(), size, 0, flags(align)) }
+    let now = unsafe { sys::xallocx(object.cast(), size, 0, flags(align)) };
+    if ASAN {
+        // SAFETY: the object has that many bytes.
+        unsafe { asan::set(object, size.min(now), now) };
+    }
+    now
 }
 
 /// Makes `object` hold `size` bytes, moving it if need be. Null: it is untouched.
@@ -58,8 +103,52 @@ pub(crate) unsafe fn resize_in_place(object: *mut u8, size: usize, align: usize)
 ///
 /// As for [`resize_in_place`]; the object must not be used any more unless null is answered.
 pub(crate) unsafe fn resize_moving(object: *mut u8, size: usize, align: usize) -> *mut u8 {
+    if HARDENED || ASAN {
+        // SAFETY: by contract.
+        return unsafe { resize_and_wipe(object, size, align) };
+    }
     // SAFETY: by contract; the size is not 0.
     unsafe { sys::rallocx(object.cast(), size, flags(align)) }.cast()
+}
+
+/// The same where jemalloc may not leave a copy behind, or touch what is poisoned.
+///
+/// # Safety
+///
+/// As for [`resize_moving`].
+unsafe fn resize_and_wipe(object: *mut u8, size: usize, align: usize) -> *mut u8 {
+    // SAFETY: by contract.
+    let now = unsafe { resize_in_place(object, size, align) };
+    if now >= size {
+        return object;
+    }
+    let Ok(layout) = Layout::from_size_align(size, align) else { return ptr::null_mut() };
+    let moved = alloc(layout, false);
+    if !moved.is_null() {
+        // SAFETY: it has that many bytes, which are the caller's or nobody's.
+        unsafe { asan::unpoison(object, now) };
+        // SAFETY: both have that many bytes, and the new object overlaps nothing.
+        unsafe { ptr::copy_nonoverlapping(object, moved, now) };
+        // SAFETY: by contract.
+        unsafe { dealloc(object) };
+    }
+    moved
+}
+
+/// Sees to it that nobody reads or writes what memory held.
+///
+/// # Safety
+///
+/// It is one of this module's objects, and free.
+unsafe fn wipe(object: *mut u8, all: usize) {
+    // SAFETY: by contract; its slack was poisoned.
+    unsafe { asan::unpoison(object, all) };
+    if HARDENED {
+        // SAFETY: by contract, and jemalloc's memory is mapped so.
+        unsafe { hardened::zero_pages(object, all) };
+    }
+    // SAFETY: by contract.
+    unsafe { asan::poison(object, all) };
 }
 
 /// `size` bytes aligned to `size`'s chunk, for a span; or null.

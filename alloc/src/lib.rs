@@ -29,27 +29,34 @@
 //!   memcg (this)       who serves   classes, spans, magazines, large objects; what users see
 //! ```
 
+mod asan;
 mod builder;
 mod bypass;
 mod cache;
 mod cached;
 mod central;
+mod checks;
 mod class;
 mod drain;
+mod edge;
 mod error;
+mod finding;
 mod fork;
 mod global;
 mod group;
 mod guarded;
 mod hand;
+mod hardened;
 mod host;
 mod in_group;
 mod jemalloc;
 mod large;
+mod ledger;
 mod lru;
 mod magazine;
 mod maps;
 mod object_cache;
+mod order;
 mod peak;
 mod plain_drop;
 mod pressure;

@@ -26,12 +26,13 @@ use crate::span::Span;
 /// Bits of an address in user space.
 const ADDRESS_BITS: u32 = 48;
 const CHUNK_SHIFT: u32 = CHUNK.trailing_zeros();
-const PAGE_SHIFT: u32 = 12;
+/// Large objects are looked up by the page that they begin in.
+pub(crate) const PAGE_SHIFT: u32 = 12;
 /// Entries of a leaf, as a power of two.
 const LEAF_SHIFT: u32 = 18;
 
 /// A two-level radix tree from `address >> SHIFT` to a `T`, all zero at first.
-struct Radix<T, const SHIFT: u32, const ROOTS: usize> {
+pub(crate) struct Radix<T, const SHIFT: u32, const ROOTS: usize> {
     root: [AtomicPtr<T>; ROOTS],
 }
 
@@ -40,7 +41,7 @@ const fn roots(shift: u32) -> usize {
 }
 
 impl<T, const SHIFT: u32, const ROOTS: usize> Radix<T, SHIFT, ROOTS> {
-    const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         const { assert!(ROOTS == roots(SHIFT)) };
         Self { root: [const { AtomicPtr::new(ptr::null_mut()) }; ROOTS] }
     }
@@ -53,7 +54,7 @@ impl<T, const SHIFT: u32, const ROOTS: usize> Radix<T, SHIFT, ROOTS> {
 
     /// The entry for `address`, if its leaf exists.
     #[inline(always)]
-    fn get(&self, address: usize) -> Option<&T> {
+    pub(crate) fn get(&self, address: usize) -> Option<&T> {
         let (root, index) = Self::split(address);
         let leaf = self.root.get(root)?.load(Ordering::Acquire);
         if leaf.is_null() {
@@ -85,7 +86,7 @@ impl<T, const SHIFT: u32, const ROOTS: usize> Radix<T, SHIFT, ROOTS> {
     }
 
     /// The entry for `address`; `None`: no memory for its leaf, or no such address.
-    fn get_or_make(&self, address: usize) -> Option<&T> {
+    pub(crate) fn get_or_make(&self, address: usize) -> Option<&T> {
         if let Some(entry) = self.get(address) {
             return Some(entry);
         }
@@ -112,7 +113,8 @@ impl<T, const SHIFT: u32, const ROOTS: usize> Radix<T, SHIFT, ROOTS> {
 }
 
 type SpanMap = Radix<AtomicPtr<Span>, CHUNK_SHIFT, { roots(CHUNK_SHIFT) }>;
-type LargeMap = Radix<AtomicU64, PAGE_SHIFT, { roots(PAGE_SHIFT) }>;
+/// From the page that a large object begins in to a word.
+pub(crate) type LargeMap = Radix<AtomicU64, PAGE_SHIFT, { roots(PAGE_SHIFT) }>;
 
 static SPANS: SpanMap = SpanMap::new();
 static LARGE: LargeMap = LargeMap::new();

@@ -22,6 +22,7 @@ use memcg_accounting::Tag;
 use memcg_accounting::table::{NONE, Record};
 
 use crate::class::{Class, MAX_OBJECTS};
+use crate::order::Order;
 use crate::vector;
 
 /// What `tags` of a span without accounted objects leads to.
@@ -36,6 +37,8 @@ pub(crate) struct Span {
     class: AtomicU32,
     index: AtomicU32,
     next_free: AtomicU32,
+    /// See [`crate::ledger`]; null where none is kept.
+    pub(crate) ledger: AtomicPtr<AtomicU32>,
     /// Guarded by the lock of the class's central list.
     pub(crate) central: UnsafeCell<Listed>,
 }
@@ -56,6 +59,8 @@ pub(crate) struct Listed {
     pub(crate) emptied_ms: u32,
     pub(crate) next: *const Span,
     pub(crate) prev: *const Span,
+    /// Takes the place of `free` and `fresh` where free lists are out of band.
+    pub(crate) order: Order,
 }
 
 impl Record for Span {
@@ -66,6 +71,7 @@ impl Record for Span {
             class: AtomicU32::new(0),
             index: AtomicU32::new(0),
             next_free: AtomicU32::new(NONE),
+            ledger: AtomicPtr::new(ptr::null_mut()),
             central: UnsafeCell::new(Listed {
                 free: ptr::null_mut(),
                 fresh: 0,
@@ -73,6 +79,7 @@ impl Record for Span {
                 emptied_ms: 0,
                 next: ptr::null(),
                 prev: ptr::null(),
+                order: Order::new(),
             }),
         }
     }

@@ -140,7 +140,8 @@ pub fn self_stat() -> SelfStat {
         + engine.metadata_bytes
         + record::metadata_bytes()
         + central::metadata_bytes()
-        + maps::leaf_bytes();
+        + maps::leaf_bytes()
+        + vector::other_bytes();
     SelfStat {
         metadata: metadata as u64,
         tags: vector::bytes() as u64,

@@ -2,15 +2,22 @@
 //!
 //! They are cut from chunks of metadata and belong to a span record for ever; what a released
 //! span's vector holds is zero, so whole pages of it may go back to the system meanwhile.
+//!
+//! What else belongs to a span's record for ever is cut from an arena of its own.
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use memcg_accounting::SYSTEM;
 use memcg_accounting::sync::{Lock, lock};
 
+use crate::edge::HARDENED;
+
 const PAGE: usize = 4096;
-/// Address space that is mapped at a time; only touched pages are memory.
-const ARENA: usize = 4 << 20;
+/// Address space that is mapped at a time, with its guard pages if there are any; only touched
+/// pages are memory.
+const ARENA: usize = (4 << 20) - if HARDENED { 2 * PAGE } else { 0 };
+/// The same for what is no vector of tags: little, for every span needs some at once.
+const ARENA_OF_OTHERS: usize = 1 << 20;
 /// What vectors are aligned to: no two share a cache line.
 const ALIGN: usize = 64;
 
@@ -18,39 +25,61 @@ const ALIGN: usize = 64;
 struct Arena {
     next: *mut u8,
     left: usize,
+    /// Bytes that it maps at a time.
+    maps: usize,
+}
+
+impl Arena {
+    const fn new(maps: usize) -> Self {
+        Self { next: core::ptr::null_mut(), left: 0, maps }
+    }
 }
 
 // SAFETY: the pointer leads to memory that nobody has been given; it is tied to no thread.
 unsafe impl Send for Arena {}
 
-static ARENA_NOW: Lock<Arena> = Lock::new(Arena { next: core::ptr::null_mut(), left: 0 });
+static ARENA_NOW: Lock<Arena> = Lock::new(Arena::new(ARENA));
+/// The same for what is no vector of tags: see [`take_other`].
+static ARENA_OTHER: Lock<Arena> = Lock::new(Arena::new(ARENA_OF_OTHERS));
 static BYTES: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of what is no vector of tags.
+static OTHERS: AtomicUsize = AtomicUsize::new(0);
 
 /// A vector of `len` zeros, or null.
 pub(crate) fn take(len: usize) -> *mut AtomicU32 {
+    take_from(&ARENA_NOW, &BYTES, len)
+}
+
+/// The same, of words that are no tags.
+pub(crate) fn take_other(len: usize) -> *mut AtomicU32 {
+    take_from(&ARENA_OTHER, &OTHERS, len)
+}
+
+fn take_from(arena: &Lock<Arena>, count: &AtomicUsize, len: usize) -> *mut AtomicU32 {
     let bytes = (len * size_of::<AtomicU32>()).next_multiple_of(ALIGN);
-    let mut arena = lock(&ARENA_NOW);
+    let mut arena = lock(arena);
     // Vectors of a page or more begin on a page, so that theirs may go back alone.
     let align = if bytes >= PAGE { PAGE } else { ALIGN };
     let skip = arena.next.addr().next_multiple_of(align) - arena.next.addr();
     if arena.left < skip + bytes {
-        let fresh = (SYSTEM.map)(ARENA);
+        let maps = arena.maps;
+        let fresh = (SYSTEM.map)(maps);
         if fresh.is_null() {
             return core::ptr::null_mut();
         }
-        *arena = Arena { next: fresh, left: ARENA };
-        return cut(&mut arena, 0, bytes);
+        *arena = Arena { next: fresh, left: maps, maps };
+        return cut(&mut arena, 0, bytes, count);
     }
-    cut(&mut arena, skip, bytes)
+    cut(&mut arena, skip, bytes, count)
 }
 
-fn cut(arena: &mut Arena, skip: usize, bytes: usize) -> *mut AtomicU32 {
+fn cut(arena: &mut Arena, skip: usize, bytes: usize, count: &AtomicUsize) -> *mut AtomicU32 {
     // SAFETY: `skip + bytes <= left`, so both stay in the mapping.
     let vector = unsafe { arena.next.add(skip) };
     // SAFETY: as above.
     arena.next = unsafe { vector.add(bytes) };
     arena.left -= skip + bytes;
-    BYTES.fetch_add(bytes, Ordering::Relaxed);
+    count.fetch_add(bytes, Ordering::Relaxed);
     vector.cast()
 }
 
@@ -66,8 +95,9 @@ pub(crate) fn give_pages_back(vector: *mut AtomicU32, len: usize) {
     }
 }
 
-/// Takes the lock, for `fork`: whoever is on the bypass may have it at that moment.
+/// Takes the locks, for `fork`: whoever is on the bypass may have one at that moment.
 pub(crate) fn lock_all() {
+    core::mem::forget(lock(&ARENA_OTHER));
     core::mem::forget(lock(&ARENA_NOW));
 }
 
@@ -79,11 +109,18 @@ pub(crate) fn lock_all() {
 pub(crate) unsafe fn unlock_all() {
     // SAFETY: by contract the lock is held and its guard was forgotten.
     unsafe { ARENA_NOW.force_unlock() };
+    // SAFETY: as above.
+    unsafe { ARENA_OTHER.force_unlock() };
 }
 
 /// Bytes that all vectors have together.
 pub(crate) fn bytes() -> usize {
     BYTES.load(Ordering::Relaxed)
+}
+
+/// Bytes of what [`take_other`] answered.
+pub(crate) fn other_bytes() -> usize {
+    OTHERS.load(Ordering::Relaxed)
 }
 
 #[cfg(test)]

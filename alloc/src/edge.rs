@@ -1,0 +1,212 @@
+//! The edge: what is done to an object as it is handed to the program, and as it comes back.
+//!
+//! ```text
+//!   alloc ──► hand_out ──► the program ──► take_back ──► dealloc
+//!              ledger: out                  ledger: was it? with this layout?   (checks, hardened)
+//!              poison whole? redzone laid   redzone whole? tag sane? poisoned   (checks)
+//!                                           zeroed                              (hardened)
+//!              shadow cleared               shadow poisoned                     (memcg_asan)
+//! ```
+//!
+//! Only [`Memcg`](crate::Memcg) calls it for objects, where the layout is known and no lock is
+//! held; only `central.rs` for spans and `jemalloc.rs` for the memory of large objects. With both
+//! features off, and outside builds for AddressSanitizer, each function here is empty.
+
+use core::alloc::Layout;
+use core::sync::atomic::Ordering;
+
+use crate::class::Class;
+use crate::{asan, checks, hardened, ledger};
+
+/// The feature `debug-checks`.
+pub(crate) const CHECKS: bool = cfg!(feature = "debug-checks");
+/// The feature `hardened`.
+pub(crate) const HARDENED: bool = cfg!(feature = "hardened");
+/// A build for AddressSanitizer: `--cfg memcg_asan`, by `ci/asan.sh`.
+pub(crate) const ASAN: bool = cfg!(memcg_asan);
+/// Whether the [ledger] is kept.
+pub(crate) const LEDGER: bool = CHECKS || HARDENED;
+/// Whether nothing of the allocator's is ever written into a free object.
+pub(crate) const OUT_OF_BAND: bool = LEDGER || ASAN;
+
+/// Answers `object`, which is about to be the program's.
+///
+/// # Safety
+///
+/// It is null, or of `class` and out of its magazine or span, and nobody has it yet.
+#[inline(always)]
+pub(crate) unsafe fn hand_out(object: *mut u8, class: Class, layout: Layout) -> *mut u8 {
+    if OUT_OF_BAND && !object.is_null() {
+        if ASAN {
+            // SAFETY: by contract.
+            unsafe { asan::unpoison(object, class.size()) };
+        }
+        if LEDGER {
+            // SAFETY: by contract.
+            let before = unsafe { ledger::hand_out(object, class, layout) };
+            if CHECKS && before {
+                // SAFETY: by contract, and it was poisoned when it came back.
+                unsafe { checks::poison_is_whole(object, class) };
+            }
+        }
+        // SAFETY: by contract.
+        unsafe { dress(object, class, layout) };
+    }
+    object
+}
+
+/// Sees to the bytes between the end of a layout and that of its class.
+///
+/// # Safety
+///
+/// `object` is of `class`, with this layout, and not in use by another thread.
+#[inline(always)]
+unsafe fn dress(object: *mut u8, class: Class, layout: Layout) {
+    if CHECKS && !ASAN {
+        // SAFETY: by contract.
+        unsafe { checks::lay_redzone(object, layout.size(), class.size()) };
+    }
+    if ASAN {
+        // SAFETY: by contract.
+        unsafe { asan::set(object, layout.size(), class.size()) };
+    }
+}
+
+/// Stops the process unless `object` is live and has `layout`.
+///
+/// # Safety
+///
+/// If it is, it is the caller's.
+#[inline(always)]
+pub(crate) unsafe fn check_live(object: *mut u8, class: Option<Class>, layout: Layout) {
+    if !LEDGER {
+        return;
+    }
+    match class {
+        Some(class) => {
+            ledger::live(object, class, layout);
+            if CHECKS {
+                // SAFETY: the ledger has it as live.
+                unsafe { checks::is_sound(object, class, layout) };
+            }
+        }
+        None => {
+            ledger::live_large(object, layout);
+            if CHECKS {
+                // SAFETY: the ledger has it as live.
+                unsafe { checks::is_sound_large(object, layout) };
+            }
+        }
+    }
+}
+
+/// Takes an object back; stops the process if it is not the program's to give.
+///
+/// # Safety
+///
+/// If the ledger has it as live, nobody uses it any more.
+#[inline(always)]
+pub(crate) unsafe fn take_back(object: *mut u8, class: Class, layout: Layout) {
+    if LEDGER {
+        let slot = ledger::live(object, class, layout);
+        if CHECKS {
+            // SAFETY: the ledger has it as live.
+            unsafe { checks::is_sound(object, class, layout) };
+        }
+        ledger::take_back(object, slot, class, layout);
+    }
+    if ASAN {
+        // SAFETY: the object is ours again, whole.
+        unsafe { asan::unpoison(object, class.size()) };
+    }
+    if CHECKS {
+        // SAFETY: as above.
+        unsafe { checks::poison(object, class) };
+    } else if HARDENED {
+        // SAFETY: as above.
+        unsafe { hardened::zero(object, class.size()) };
+    }
+    if ASAN {
+        // SAFETY: as above.
+        unsafe { asan::poison(object, class.size()) };
+    }
+}
+
+/// An object was resized within its class.
+///
+/// # Safety
+///
+/// It passed [`check_live`] with its old layout, and is the caller's.
+#[inline(always)]
+pub(crate) unsafe fn resized(object: *mut u8, class: Class, new: Layout) {
+    if LEDGER {
+        // SAFETY: by contract.
+        let slot = unsafe { ledger::slot(object, class) };
+        slot.store(ledger::word(new), Ordering::Relaxed);
+    }
+    // SAFETY: by contract.
+    unsafe { dress(object, class, new) };
+}
+
+// ---- large objects ------------------------------------------------------------------------
+
+/// Answers `object`, which is about to be the program's.
+///
+/// # Safety
+///
+/// It is null, or a large object of this layout, and the caller's.
+#[inline(always)]
+pub(crate) unsafe fn hand_out_large(object: *mut u8, layout: Layout) -> *mut u8 {
+    if LEDGER && !object.is_null() {
+        ledger::hand_out_large(object, layout);
+        if CHECKS && !ASAN {
+            // SAFETY: by contract.
+            unsafe { checks::lay_redzone_large(object, layout) };
+        }
+    }
+    object
+}
+
+/// As [`take_back`].
+///
+/// # Safety
+///
+/// The same.
+#[inline(always)]
+pub(crate) unsafe fn take_back_large(object: *mut u8, layout: Layout) {
+    // SAFETY: by contract.
+    unsafe { check_live(object, None, layout) };
+    if LEDGER {
+        ledger::take_back_large(object, layout);
+    }
+    if CHECKS {
+        // SAFETY: the object is ours again, whole.
+        unsafe { checks::poison_large(object, layout) };
+    }
+}
+
+/// A large object is about to be resized, and may be given back on the way.
+#[inline(always)]
+pub(crate) fn resizing_large(object: *mut u8, old: Layout) {
+    if LEDGER {
+        ledger::take_back_large(object, old);
+    }
+}
+
+/// What [`resizing_large`] announced was tried; answers `moved`.
+///
+/// # Safety
+///
+/// `moved` is the caller's with the new layout; or it is null, and `object` still with the old.
+#[inline(always)]
+pub(crate) unsafe fn resized_large(
+    object: *mut u8,
+    old: Layout,
+    moved: *mut u8,
+    new: Layout,
+) -> *mut u8 {
+    let (now, layout) = if moved.is_null() { (object, old) } else { (moved, new) };
+    // SAFETY: by contract.
+    unsafe { hand_out_large(now, layout) };
+    moved
+}
