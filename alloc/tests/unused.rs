@@ -3,6 +3,7 @@
 mod support;
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use memcg::Group;
 use support::{Random, thread_names};
@@ -48,5 +49,10 @@ fn without_groups_there_are_no_tags_and_no_threads() {
     let object = group.run(|| Box::new([0_u8; 100]));
     assert_eq!(Group::of(&raw const *object), Some(group));
     assert!(memcg::self_stat().tags > 0);
-    assert!(thread_names().iter().any(|name| name == "memcg-keeper"));
+    // A thread takes its name itself, when it runs.
+    let start = Instant::now();
+    while !thread_names().iter().any(|name| name == "memcg-keeper") {
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", thread_names());
+        thread::sleep(Duration::from_millis(1));
+    }
 }
