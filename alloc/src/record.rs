@@ -35,6 +35,9 @@ use crate::scope::{self, Current};
 /// A current tag that no object has: the owner's next allocation settles who pays.
 const UNSETTLED: u32 = u32::MAX;
 
+/// How long the change of a scope waits for the end of a cut that another thread makes.
+const CUT_MS: u32 = 100;
+
 /// A thread's record. Zeros are one that caches nothing, with an open gate.
 #[derive(Debug)]
 #[repr(C, align(128))]
@@ -265,8 +268,9 @@ pub(crate) fn current_changed(current: Current) {
     }
     // The pin matters even if nothing is allocated: a scope that is leaked must not come to
     // mean a stranger.
-    let Some(record) = own(TREE.root_kind()) else { return };
-    if record.gate.try_lock() {
+    // So it is worth the wait for the end of a cut, which is short, or given up.
+    let Some(record) = own_within(TREE.root_kind(), CUT_MS) else { return };
+    if record.gate.lock_within(CUT_MS) {
         // An entry pins its payer: a drain of idle threads lets go of it.
         record.pass();
         record.settle();
@@ -354,7 +358,14 @@ fn make() -> Option<&'static Record> {
     if memory.is_null() {
         return None;
     }
-    // Most of a record is never used, so it is not written as a whole.
+    // INVARIANT: nothing behind the gate is the first to touch a page: the stock and the log are
+    // as large as some pages, and most of them stay zeros.
+    for page in (0..size_of::<Record>()).step_by(4096) {
+        // SAFETY: the mapping is large enough.
+        let byte = unsafe { memory.add(page) };
+        // SAFETY: as above; it is ours, and holds zeros already.
+        unsafe { byte.write_volatile(0) };
+    }
     // SAFETY: the mapping is large enough, page-aligned, never freed and not yet shared; zeros are
     // a record, whose gate is open.
     let record = unsafe { &*memory.cast::<Record>() };
