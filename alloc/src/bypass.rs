@@ -85,12 +85,11 @@ pub(crate) fn take_paid(class: Class, charged: Charged, root: Root) -> *mut u8 {
 /// Tags a fresh object; `false`: no memory for the vector.
 fn tag(object: *mut u8, class: Class, tag: Tag) -> bool {
     // SAFETY: the object is out, and the caller's.
-    let span = unsafe { maps::span_of_object(object) };
-    if !span.make_vector() {
+    if !unsafe { maps::make_taggable(object, class) } {
         return false;
     }
-    // SAFETY: it is an object of this span, whose class this is.
-    let slot = unsafe { span.tag_slot(object, class) };
+    // SAFETY: as above.
+    let slot = unsafe { maps::tag_slot(object, class) };
     slot.store(tag.to_bits(), Ordering::Relaxed);
     true
 }
@@ -102,9 +101,7 @@ fn tag(object: *mut u8, class: Class, tag: Tag) -> bool {
 /// `object` is of `class`, ours, and nobody uses it any more.
 pub(crate) unsafe fn dealloc(object: *mut u8, class: Class) {
     // SAFETY: by contract the object is out, and the caller's.
-    let span = unsafe { maps::span_of_object(object) };
-    // SAFETY: it is an object of this span, whose class this is.
-    let slot = unsafe { span.tag_slot(object, class) };
+    let slot = unsafe { maps::tag_slot(object, class) };
     let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
     if tag.is_nobody() {
         // SAFETY: by contract the object is free, and it has no tag.

@@ -49,22 +49,9 @@ pub(crate) enum Step {
 pub(crate) enum Top {
     /// It was the current payer's, and is taken.
     Own(*mut u8),
-    /// It is another payer's.
-    Others,
+    /// It is another payer's, whose tag is here.
+    Others(&'static AtomicU32),
     Nothing,
-}
-
-/// Where the tag of an object is.
-///
-/// # Safety
-///
-/// `object` is of `class`, ours and out of its span.
-#[inline(always)]
-unsafe fn slot_of(object: *mut u8, class: Class) -> &'static AtomicU32 {
-    // SAFETY: by contract.
-    let span = unsafe { maps::span_of_object(object) };
-    // SAFETY: it is the span's, whose class this is.
-    unsafe { span.tag_slot(object, class) }
 }
 
 impl Cached {
@@ -90,9 +77,9 @@ impl Cached {
         let Some(object) = self.magazines.get(class).peek() else { return Top::Nothing };
         if tracks {
             // SAFETY: the object is in our magazine of its class.
-            let slot = unsafe { slot_of(object, class) };
+            let slot = unsafe { maps::tag_slot(object, class) };
             if Tag::from_bits(slot.load(Ordering::Relaxed)) != current {
-                return Top::Others;
+                return Top::Others(slot);
             }
         }
         // SAFETY: `peek` found an object.
@@ -105,40 +92,44 @@ impl Cached {
     pub(crate) fn pop(&mut self, class: Class, current: Tag) -> Option<*mut u8> {
         match self.take(class, current, process::is_tracking()) {
             Top::Own(object) => Some(object),
-            Top::Others => self.take_others(class, current),
+            Top::Others(slot) => self.take_others(class, current, slot),
             Top::Nothing => None,
         }
     }
 
-    /// Takes the object on top, which is another payer's, if the stock pays for it.
-    pub(crate) fn take_others(&mut self, class: Class, current: Tag) -> Option<*mut u8> {
-        let object = self.magazines.get(class).peek()?;
-        // SAFETY: the object is in our magazine of its class.
-        let slot = unsafe { slot_of(object, class) };
-        if !self.hand_over(slot, current, class) {
+    /// Takes the object on top, which is another payer's and whose tag is in `slot`, if the stock
+    /// pays for it. What it had cost goes into the stock, or into the log where its payer has no entry.
+    #[inline(always)]
+    pub(crate) fn take_others(
+        &mut self,
+        class: Class,
+        current: Tag,
+        slot: &AtomicU32,
+    ) -> Option<*mut u8> {
+        // The slot is asked, not its span, which another thread may have given a vector since.
+        if Span::is_shared(slot) {
             return None;
         }
+        let from = Tag::from_bits(slot.load(Ordering::Relaxed));
+        if !self.stock.hand_over(from, current, class.charge())
+            && !self.hand_over_to_log(from, current, class)
+        {
+            return None;
+        }
+        slot.store(current.to_bits(), Ordering::Relaxed);
+        let object = self.magazines.get(class).peek()?;
         // SAFETY: `peek` found an object.
         unsafe { self.magazines.get(class).drop_top() };
         Some(object)
     }
 
-    /// Makes `current` the payer of the object on top, out of the stock. What the object had cost
-    /// goes into the stock, or into the log where its payer has no entry.
-    fn hand_over(&mut self, slot: &AtomicU32, current: Tag, class: Class) -> bool {
-        let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+    #[cold]
+    fn hand_over_to_log(&mut self, from: Tag, current: Tag, class: Class) -> bool {
         let bytes = class.size() as u64;
-        // The slot is asked, not its span, which another thread may have given a vector since.
-        let paid = !Span::is_shared(slot)
-            && (self.stock.hand_over(tag, current, bytes)
-                || self.log.has_room_for(tag)
-                    && self.limbo() < MAX_UNSPENT
-                    && (current.is_nobody() || self.stock.take(current, bytes))
-                    && self.log.push(tag, bytes));
-        if paid {
-            slot.store(current.to_bits(), Ordering::Relaxed);
-        }
-        paid
+        self.log.has_room_for(from)
+            && self.limbo() < MAX_UNSPENT
+            && (current.is_nobody() || self.stock.take(current, bytes))
+            && self.log.push(from, bytes)
     }
 
     /// Puts a free object in; `false`: there is no room.
@@ -172,8 +163,9 @@ impl Cached {
         if self.magazines.get(class).peek().is_none() && !self.refill(class) {
             return None;
         }
-        let (object, span) = self.top(class)?;
-        if !span.make_vector() {
+        let object = self.magazines.get(class).peek()?;
+        // SAFETY: the object is in our magazine of its class.
+        if !unsafe { maps::make_taggable(object, class) } {
             return None;
         }
         self.untag(object, class);
@@ -182,21 +174,16 @@ impl Cached {
 
     /// Gives the object on top to `current`, which has paid for it.
     pub(crate) fn finish(&mut self, class: Class, current: Tag) -> *mut u8 {
-        let Some((object, span)) = self.top(class) else { return core::ptr::null_mut() };
+        let Some(object) = self.magazines.get(class).peek() else { return core::ptr::null_mut() };
         if !current.is_nobody() {
-            // SAFETY: the object is in our magazine of this class; `alloc` made the vector.
-            let slot = unsafe { span.tag_slot(object, class) };
+            // SAFETY: the object is in our magazine of this class.
+            let slot = unsafe { maps::tag_slot(object, class) };
+            debug_assert!(!Span::is_shared(slot), "`alloc_paid` made a vector");
             slot.store(current.to_bits(), Ordering::Relaxed);
         }
-        // SAFETY: `top` found an object.
+        // SAFETY: `peek` found an object.
         unsafe { self.magazines.get(class).drop_top() };
         object
-    }
-
-    fn top(&mut self, class: Class) -> Option<(*mut u8, &'static Span)> {
-        let object = self.magazines.get(class).peek()?;
-        // SAFETY: the object is in our magazine.
-        Some((object, unsafe { maps::span_of_object(object) }))
     }
 
     /// Puts a free object in, making room as need be.
@@ -260,10 +247,11 @@ impl Cached {
 
     // ---- stock ------------------------------------------------------------------------------
 
-    /// Whether `payer` has an entry, which keeps its tag from being reused.
+    /// Makes `payer` the one whose allocations the stock pays for, if it has an entry, which keeps
+    /// its tag from being reused.
     #[inline]
-    pub(crate) fn holds(&self, payer: Payer) -> bool {
-        self.stock.holds(payer)
+    pub(crate) fn select(&mut self, payer: Payer) -> bool {
+        self.stock.select(payer)
     }
 
     /// Makes an entry for `payer`, whose context the caller pinned for it.
@@ -277,11 +265,18 @@ impl Cached {
     }
 
     /// What a charge for `tag`, which has an entry, should take ahead.
-    pub(crate) fn ahead_for(&mut self, tag: Tag, need: u64) -> u64 {
+    pub(crate) fn ahead_for(&self, tag: Tag, need: u64) -> u64 {
         self.stock.ahead_for(tag, need, BATCH)
     }
 
-    /// Puts bytes that were charged ahead into `tag`'s entry, or uncharges them if it has none.
+    /// Puts what a charge took beyond `need` into `tag`'s entry.
+    pub(crate) fn give_ahead(&mut self, tag: Tag, need: u64, ahead: u64) {
+        if !tag.is_nobody() && !self.stock.give_ahead(tag, need, ahead, BATCH) {
+            self.give(tag, ahead);
+        }
+    }
+
+    /// Puts bytes that were charged into `tag`'s entry, or uncharges them if it has none.
     pub(crate) fn give(&mut self, tag: Tag, bytes: u64) {
         // Nobody has no entry; the empty ones are not to be taken for it.
         if bytes > 0 && !tag.is_nobody() && !self.stock.give(tag, bytes) {
@@ -300,10 +295,9 @@ impl Cached {
             self.apply_log();
         }
         if self.stock.unspent() >= MAX_UNSPENT {
-            self.drain_stock(|tag| tag != keep);
-        }
-        if self.stock.unspent() >= MAX_UNSPENT {
-            self.drain_stock(|_| true);
+            let log = &mut self.log;
+            self.stock.trim(keep, |tag, bytes| note(log, tag, bytes));
+            self.apply_log();
         }
     }
 
@@ -328,7 +322,7 @@ impl Cached {
             let size = class.size() as u64;
             for &object in self.magazines.get(class).objects() {
                 // SAFETY: the object is in our magazine of its class.
-                let slot = unsafe { slot_of(object, class) };
+                let slot = unsafe { maps::tag_slot(object, class) };
                 let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
                 if !tag.is_nobody() && wanted(tag) {
                     slot.store(0, Ordering::Relaxed);
@@ -440,7 +434,7 @@ fn untag(stock: &mut Stock, log: &mut UnchargeLog, object: *mut u8, class: Class
         return;
     }
     // SAFETY: the object is ours and free, and of the class.
-    let slot = unsafe { slot_of(object, class) };
+    let slot = unsafe { maps::tag_slot(object, class) };
     let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
     if tag.is_nobody() {
         return;
@@ -490,13 +484,16 @@ mod tests {
         let mut object = [core::ptr::null_mut()];
         assert_eq!(central::take(class, &mut object), 1);
         // SAFETY: the object is out.
-        let span = unsafe { maps::span_of_object(object[0]) };
-        assert!(!span.has_vector(), "no other test uses the class");
-        // SAFETY: the object is the span's.
-        let slot = unsafe { span.tag_slot(object[0], class) };
+        let slot = unsafe { maps::tag_slot(object[0], class) };
+        assert!(Span::is_shared(slot), "no other test uses the class");
         // What another thread does here:
-        assert!(span.make_vector());
-        assert!(!cached.hand_over(slot, payer.tag, class), "the slow path looks again");
+        // SAFETY: the object is out.
+        assert!(unsafe { maps::make_taggable(object[0], class) });
+        let taken = cached.take_others(class, payer.tag, slot);
+        assert!(taken.is_none(), "the slow path looks again");
         assert_eq!(slot.load(Ordering::Relaxed), 0);
+        // SAFETY: the object is out.
+        let slot = unsafe { maps::tag_slot(object[0], class) };
+        assert!(!Span::is_shared(slot), "now it is found");
     }
 }

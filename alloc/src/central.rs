@@ -305,7 +305,7 @@ fn new_span(central: &Central, class: Class) -> Option<&'static Span> {
     // SAFETY: allocated above and shown to nobody.
     unsafe { asan::poison(memory, bytes) };
     span.begin(class, index, memory.expose_provenance());
-    if !maps::add_span(span.base(), bytes, span) {
+    if !maps::add_span(span, class) {
         span.end();
         // SAFETY: allocated above and shown to nobody.
         unsafe { jemalloc::dealloc_span(memory) };
@@ -318,7 +318,7 @@ fn new_span(central: &Central, class: Class) -> Option<&'static Span> {
 /// Gives the memory of an empty span, which is on no list, back.
 fn release(central: &Central, class: Class, span: &'static Span) {
     let memory = ptr::with_exposed_provenance_mut(span.base());
-    maps::remove_span(span.base(), class.span_bytes());
+    maps::remove_span(span, class);
     span.end();
     // SAFETY: every object is in, so nobody uses the memory; it came from `alloc_span`.
     unsafe { jemalloc::dealloc_span(memory) };

@@ -84,9 +84,7 @@ pub(crate) unsafe fn lay_redzone(object: *mut u8, size: usize, end: usize) {
 /// The ledger has it as live with this layout, and it is the caller's.
 pub(crate) unsafe fn is_sound(object: *mut u8, class: Class, layout: Layout) {
     // SAFETY: by contract.
-    let span = unsafe { maps::span_of_object(object) };
-    // SAFETY: by contract.
-    let slot = unsafe { span.tag_slot(object, class) };
+    let slot = unsafe { maps::tag_slot(object, class) };
     let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
     is_paid(object, class.size(), Of::Class(class), tag);
     // SAFETY: by contract.
@@ -196,12 +194,11 @@ mod tests {
             case => {
                 let nobody = Tag::from_bits(0x00F0_0F00);
                 let tag = if case == "nobody's" { nobody } else { TREE.payer(group).tag };
-                // SAFETY: the object is live.
-                let span = unsafe { maps::span_of_object(object) };
-                assert!(span.make_vector());
                 let class = Class::of(layout).expect("a slab class");
-                // SAFETY: the object is the span's.
-                unsafe { span.tag_slot(object, class) }.store(tag.to_bits(), Ordering::Relaxed);
+                // SAFETY: the object is live, and of the class.
+                assert!(unsafe { maps::make_taggable(object, class) });
+                // SAFETY: as above.
+                unsafe { maps::tag_slot(object, class) }.store(tag.to_bits(), Ordering::Relaxed);
             }
         }
         // SAFETY: allocated above with this layout.

@@ -148,6 +148,12 @@ impl Class {
         SIZES[self.index()] as usize
     }
 
+    /// The same, as the stock counts.
+    #[inline(always)]
+    pub(crate) const fn charge(self) -> u32 {
+        SIZES[self.index()]
+    }
+
     /// Bytes of a span.
     pub(crate) const fn span_bytes(self) -> usize {
         SPANS[self.index()] as usize

@@ -69,7 +69,7 @@ fn alloc_class(class: Class, root: Root) -> *mut u8 {
             }
             // A call in the last place, so that the way above spills nothing.
             // SAFETY: the gate is passed, and not left here.
-            Top::Others => return unsafe { slow::alloc_others(record, class, root) },
+            Top::Others(slot) => return unsafe { slow::alloc_others(record, class, slot, root) },
             Top::Nothing => record.gate.leave(),
         }
     }

@@ -189,9 +189,7 @@ pub(crate) unsafe fn last_payer(object: *mut u8, class: Class) -> Tag {
 /// As for [`slot`].
 unsafe fn tag_of(object: *mut u8, class: Class) -> Tag {
     // SAFETY: by contract.
-    let span = unsafe { maps::span_of_object(object) };
-    // SAFETY: by contract.
-    let slot = unsafe { span.tag_slot(object, class) };
+    let slot = unsafe { maps::tag_slot(object, class) };
     Tag::from_bits(slot.load(Ordering::Relaxed))
 }
 

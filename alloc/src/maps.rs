@@ -1,7 +1,8 @@
 //! From an address to what is known of it, out of band: no header stands beside an object.
 //!
 //! ```text
-//!   address ─► root[address / 16 GiB] ─► leaf[address / 64 KiB] ─► span ─► tags[object]
+//!   address ─► root[address / 16 GiB] ─► leaf[address / 64 KiB] ─► tags[object]
+//!                                                              └─► span
 //!   address ─► root[address / 1 GiB]  ─► leaf[address / 4 KiB]  ─► large object's word
 //! ```
 //!
@@ -11,16 +12,17 @@
 //! # Invariants
 //!
 //! - The entries of all chunks of a span lead to it from before its first object is handed out
-//!   until after the last came back.
+//!   until after the last came back. What they say of its tags is what it has, or was before it got a
+//!   vector; who writes a tag has seen the vector in the entry of the object's chunk.
 //! - The word at the first page of a tagged large object says who pays, and how much; it is 0
 //!   for every other page.
 
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use memcg_accounting::{SYSTEM, Tag};
 
-use crate::class::CHUNK;
+use crate::class::{CHUNK, Class};
 use crate::span::Span;
 
 /// Bits of an address in user space.
@@ -62,7 +64,7 @@ impl<T, const SHIFT: u32, const ROOTS: usize> Radix<T, SHIFT, ROOTS> {
         }
         // SAFETY: a leaf has `1 << LEAF_SHIFT` entries, and `split` masks the index to that.
         let entry = unsafe { leaf.add(index) };
-        // SAFETY: leaves are zeroed, which is a valid `T` (an atomic), and never unmapped.
+        // SAFETY: leaves are zeroed, which is a valid `T` (atomics), and never unmapped.
         Some(unsafe { &*entry })
     }
 
@@ -110,9 +112,28 @@ impl<T, const SHIFT: u32, const ROOTS: usize> Radix<T, SHIFT, ROOTS> {
         }
         self.get(address)
     }
+
+    /// Bytes that the leaves take at most.
+    fn mapped_bytes(&self) -> usize {
+        let leaves = self.root.iter().filter(|leaf| !leaf.load(Ordering::Relaxed).is_null());
+        leaves.count() * (size_of::<T>() << LEAF_SHIFT)
+    }
 }
 
-type SpanMap = Radix<AtomicPtr<Span>, CHUNK_SHIFT, { roots(CHUNK_SHIFT) }>;
+/// What is known of a chunk. The fast path reads the first two words: finding a tag takes one line here
+/// and not the span's too.
+#[repr(C, align(32))]
+#[derive(Debug)]
+struct Chunk {
+    /// Where its span begins.
+    base: AtomicUsize,
+    /// The span's tags.
+    tags: AtomicPtr<AtomicU32>,
+    /// Null: it is no span's.
+    span: AtomicPtr<Span>,
+}
+
+type SpanMap = Radix<Chunk, CHUNK_SHIFT, { roots(CHUNK_SHIFT) }>;
 /// From the page that a large object begins in to a word.
 pub(crate) type LargeMap = Radix<AtomicU64, PAGE_SHIFT, { roots(PAGE_SHIFT) }>;
 
@@ -121,33 +142,38 @@ static LARGE: LargeMap = LargeMap::new();
 
 // ---- spans ------------------------------------------------------------------------------
 
-/// Makes every chunk of `base .. base + bytes` lead to `span`. `false`: no memory for a leaf,
-/// and no chunk leads there.
-pub(crate) fn add_span(base: usize, bytes: usize, span: *const Span) -> bool {
-    let chunks = || (base..base + bytes).step_by(CHUNK);
-    if chunks().any(|address| SPANS.get_or_make(address).is_none()) {
+/// Makes every chunk of a span, which serves `class` and is nobody's yet, lead to it. `false`: no
+/// memory for a leaf, and no chunk leads there.
+pub(crate) fn add_span(span: &'static Span, class: Class) -> bool {
+    if chunks(span, class).any(|address| SPANS.get_or_make(address).is_none()) {
         return false;
     }
-    for address in chunks() {
-        if let Some(entry) = SPANS.get(address) {
-            entry.store(span.cast_mut(), Ordering::Release);
-        }
+    for chunk in chunks(span, class).filter_map(|address| SPANS.get(address)) {
+        // Relaxed: whoever has an object of the span is told of it afterwards, and whoever has none
+        // reads the span's own words.
+        chunk.base.store(span.base(), Ordering::Relaxed);
+        chunk.tags.store(span.tags(), Ordering::Relaxed);
+        // Release pairs with the Acquire in `span_of`.
+        chunk.span.store(ptr::from_ref(span).cast_mut(), Ordering::Release);
     }
     true
 }
 
 /// Makes the chunks lead nowhere.
-pub(crate) fn remove_span(base: usize, bytes: usize) {
-    for address in (base..base + bytes).step_by(CHUNK) {
-        if let Some(entry) = SPANS.get(address) {
-            entry.store(ptr::null_mut(), Ordering::Release);
-        }
+pub(crate) fn remove_span(span: &Span, class: Class) {
+    for chunk in chunks(span, class).filter_map(|address| SPANS.get(address)) {
+        chunk.span.store(ptr::null_mut(), Ordering::Release);
     }
+}
+
+/// An address in each chunk of a span.
+fn chunks(span: &Span, class: Class) -> impl Iterator<Item = usize> {
+    (span.base()..span.base() + class.span_bytes()).step_by(CHUNK)
 }
 
 /// The span of any address.
 pub(crate) fn span_of(address: usize) -> Option<&'static Span> {
-    let span = SPANS.get(address)?.load(Ordering::Acquire);
+    let span = SPANS.get(address)?.span.load(Ordering::Acquire);
     // SAFETY: entries are null or lead to a span's record, which is never unmapped.
     unsafe { span.as_ref() }
 }
@@ -160,11 +186,54 @@ pub(crate) fn span_of(address: usize) -> Option<&'static Span> {
 #[inline(always)]
 pub(crate) unsafe fn span_of_object(object: *mut u8) -> &'static Span {
     // SAFETY: the span was added before the object was handed out.
-    let entry = unsafe { SPANS.get_known(object.addr()) };
+    let chunk = unsafe { SPANS.get_known(object.addr()) };
     // Relaxed: as in `get_known`.
-    let span = entry.load(Ordering::Relaxed);
+    let span = chunk.span.load(Ordering::Relaxed);
     // SAFETY: it leads to the object's span, which is there while an object of it is out.
     unsafe { &*span }
+}
+
+/// Where the tag of an object is.
+///
+/// # Safety
+///
+/// `object` is of `class`, ours, and live or cached by the caller.
+#[inline(always)]
+pub(crate) unsafe fn tag_slot(object: *mut u8, class: Class) -> &'static AtomicU32 {
+    // SAFETY: the span was added before the object was handed out.
+    let chunk = unsafe { SPANS.get_known(object.addr()) };
+    let index = class.object_at(object.addr() - chunk.base.load(Ordering::Relaxed));
+    // Acquire pairs with the Release in `make_taggable`: a vector that another thread made begins as
+    // zeros. A thread that has the object was told of every tag that it ever had, and so of the vector.
+    let tags = chunk.tags.load(Ordering::Acquire);
+    // SAFETY: the shared zeros and every vector have a word for each object of the class.
+    let slot = unsafe { tags.add(index) };
+    // SAFETY: neither is ever unmapped.
+    unsafe { &*slot }
+}
+
+/// Sees to it that the tag of an object may be written: the slots that are looked up from now on.
+/// `false`: no memory for a vector.
+///
+/// # Safety
+///
+/// `object` is of `class`, ours, and live or cached by the caller.
+pub(crate) unsafe fn make_taggable(object: *mut u8, class: Class) -> bool {
+    // SAFETY: by contract.
+    if !Span::is_shared(unsafe { tag_slot(object, class) }) {
+        return true;
+    }
+    // SAFETY: by contract.
+    let span = unsafe { span_of_object(object) };
+    if !span.make_vector() {
+        return false;
+    }
+    // Another thread may be at it: it stores the same.
+    for chunk in chunks(span, class).filter_map(|address| SPANS.get(address)) {
+        // Release pairs with the Acquire in `tag_slot`.
+        chunk.tags.store(span.tags(), Ordering::Release);
+    }
+    true
 }
 
 // ---- large objects ----------------------------------------------------------------------
@@ -264,9 +333,7 @@ pub(crate) fn is_slab(address: usize) -> bool {
 
 /// Bytes that the maps' leaves take at most, by how many exist.
 pub(crate) fn leaf_bytes() -> usize {
-    let spans = SPANS.root.iter().filter(|leaf| !leaf.load(Ordering::Relaxed).is_null()).count();
-    let large = LARGE.root.iter().filter(|leaf| !leaf.load(Ordering::Relaxed).is_null()).count();
-    (spans + large) * (8 << LEAF_SHIFT)
+    SPANS.mapped_bytes() + LARGE.mapped_bytes()
 }
 
 #[cfg(test)]

@@ -199,7 +199,7 @@ impl Record {
         }
         // SAFETY: the owner holds the lock, and no reference is kept.
         let cached = unsafe { self.cached() };
-        if payer.tag.is_nobody() || cached.holds(payer) {
+        if payer.tag.is_nobody() || cached.select(payer) {
             self.set_current(payer.tag.to_bits());
             return payer;
         }
@@ -253,7 +253,7 @@ pub(crate) fn current_changed(current: Current) {
     let record = record();
     if record.gate.enter() {
         // SAFETY: the gate is passed, and the reference ends before `leave`.
-        let holds = payer.tag.is_nobody() || unsafe { record.cached() }.holds(payer);
+        let holds = payer.tag.is_nobody() || unsafe { record.cached() }.select(payer);
         // INVARIANT: the tag becomes current before a drain can take its entry out.
         record.set_current(if holds { payer.tag.to_bits() } else { UNSETTLED });
         record.gate.leave();

@@ -4,6 +4,7 @@
 //! else does. It never charges with reclaim, drains or waits while it holds the lock.
 
 use core::ptr;
+use core::sync::atomic::AtomicU32;
 
 use memcg_accounting::{Charged, Payer, Reason, Root, Want};
 
@@ -50,16 +51,21 @@ pub(crate) fn alloc(class: Class, root: Root) -> *mut u8 {
     }
 }
 
-/// An object of `class` where the one on top of the magazine is another payer's: the stock pays,
-/// if it can. Straight-line work too, out of line.
+/// An object of `class` where the one on top of the magazine is another payer's, whose tag is in `slot`:
+/// the stock pays, if it can. Straight-line work too, out of line.
 ///
 /// # Safety
 ///
 /// The owner has passed the gate of `record`, its own, which is left here.
 #[inline(never)]
-pub(crate) unsafe fn alloc_others(record: &'static Record, class: Class, root: Root) -> *mut u8 {
+pub(crate) unsafe fn alloc_others(
+    record: &'static Record,
+    class: Class,
+    slot: &AtomicU32,
+    root: Root,
+) -> *mut u8 {
     // SAFETY: by contract, and the reference ends before `leave`.
-    let object = unsafe { record.cached() }.take_others(class, record.current());
+    let object = unsafe { record.cached() }.take_others(class, record.current(), slot);
     record.gate.leave();
     object.unwrap_or_else(|| alloc(class, root))
 }
@@ -91,7 +97,7 @@ fn locked_alloc(record: &Record, class: Class) -> Outcome {
             let ahead = cached.ahead_for(payer.tag, need);
             match TREE.charge(payer, Want { need, ahead, over: 0 }) {
                 Ok(charged) => {
-                    cached.give(charged.tag, charged.bytes - need);
+                    cached.give_ahead(charged.tag, need, charged.bytes - need);
                     Outcome::Charged(cached.finish(class, charged.tag), charged)
                 }
                 Err(_) => Outcome::Refused(payer),

@@ -103,7 +103,7 @@ impl Span {
     pub(crate) fn end(&self) {
         self.base.store(0, Ordering::Release);
         if self.has_vector() {
-            vector::give_pages_back(self.tags.load(Ordering::Relaxed), self.class().nr_objects());
+            vector::give_pages_back(self.tags(), self.class().nr_objects());
         }
     }
 
@@ -120,27 +120,14 @@ impl Span {
         Class::from_index(self.class.load(Ordering::Relaxed))
     }
 
-    /// The tag of an object of this span.
-    ///
-    /// # Safety
-    ///
-    /// `object` is an object of this span, which serves `class`.
-    #[inline(always)]
-    pub(crate) unsafe fn tag_slot(&self, object: *mut u8, class: Class) -> &'static AtomicU32 {
-        let index = class.object_at(object.addr() - self.base.load(Ordering::Relaxed));
-        // Relaxed: a thread that has the object was told of every tag that it ever had, and so
-        // of the vector.
-        let tags = self.tags.load(Ordering::Relaxed);
-        // SAFETY: the shared zeros and every vector have a word for each object of the class.
-        let slot = unsafe { tags.add(index) };
-        // SAFETY: neither is ever unmapped.
-        unsafe { &*slot }
+    /// The words of its tags. Acquire pairs with the Release in `make_vector`.
+    pub(crate) fn tags(&self) -> *mut AtomicU32 {
+        self.tags.load(Ordering::Acquire)
     }
 
-    /// Whether tags may be written: the slots that are looked up from now on.
-    #[inline(always)]
+    /// Whether it has tags of its own.
     pub(crate) fn has_vector(&self) -> bool {
-        !ptr::eq(self.tags.load(Ordering::Relaxed), ZEROS.as_ptr())
+        !ptr::eq(self.tags(), ZEROS.as_ptr())
     }
 
     /// Whether `slot` is one of the zeros that spans share, which must not be written.
@@ -149,7 +136,7 @@ impl Span {
         ptr::from_ref(slot).addr().wrapping_sub(ZEROS.as_ptr().addr()) < size_of_val(&ZEROS)
     }
 
-    /// Sees to it that tags may be written. `false`: no memory for a vector.
+    /// Gives the span tags of its own, if it has none. `false`: no memory for a vector.
     pub(crate) fn make_vector(&self) -> bool {
         if self.has_vector() {
             return true;
@@ -173,7 +160,7 @@ impl Span {
         if base == 0 || offset >= class.nr_objects() * class.size() {
             return Tag::NOBODY;
         }
-        let tags = self.tags.load(Ordering::Acquire);
+        let tags = self.tags();
         // SAFETY: `offset` lies in an object, and both kinds of vector have a word for each
         // object of the record's class.
         let slot = unsafe { tags.add(class.object_at(offset)) };
@@ -187,7 +174,7 @@ impl Span {
         if self.base() == 0 || !self.has_vector() {
             return;
         }
-        let tags = self.tags.load(Ordering::Acquire);
+        let tags = self.tags();
         for index in 0..self.class().nr_objects() {
             // SAFETY: a vector has a word for each object of the class.
             let slot = unsafe { tags.add(index) };
