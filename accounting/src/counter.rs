@@ -7,24 +7,29 @@
 //! - Writers hold the stripe lock of the tree; readers take one relaxed load, for a number that
 //!   may change right after orders nothing.
 
-use crate::group::GroupRef;
+use crate::Tree;
+use crate::group::{Group, GroupRef};
 use crate::limit::Limit;
 use crate::sync::{AtomicU64, Ordering};
 
-/// The limit words, with `u64::MAX` for none, as the kernel's `PAGE_COUNTER_MAX`.
+/// The limit words, with `u64::MAX` for none, as the kernel's `PAGE_COUNTER_MAX`. What every charge
+/// reads comes first, on one line.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Counter {
     usage: AtomicU64,
-    large: AtomicU64,
-    peak: AtomicU64,
+    max: AtomicU64,
+    /// The least of `max`, `high` and `near`: a charge that passes it has something to tell.
+    alarm: AtomicU64,
     /// The peak since the last reset by any reader: the kernel's `local_watermark`.
     local_peak: AtomicU64,
-    max: AtomicU64,
+    peak: AtomicU64,
+    low: AtomicU64,
+    min: AtomicU64,
+    large: AtomicU64,
     high: AtomicU64,
     /// From here on a charge says that it is near `max`.
     near: AtomicU64,
-    low: AtomicU64,
-    min: AtomicU64,
     /// What the children claim of this group's `min` and `low`: see `protection.rs`.
     pub(crate) children_min: AtomicU64,
     pub(crate) children_low: AtomicU64,
@@ -42,14 +47,15 @@ impl Counter {
     pub(crate) fn new() -> Self {
         Self {
             usage: AtomicU64::new(0),
-            large: AtomicU64::new(0),
-            peak: AtomicU64::new(0),
-            local_peak: AtomicU64::new(0),
             max: AtomicU64::new(u64::MAX),
-            high: AtomicU64::new(u64::MAX),
-            near: AtomicU64::new(u64::MAX),
+            alarm: AtomicU64::new(u64::MAX),
+            local_peak: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
             low: AtomicU64::new(0),
             min: AtomicU64::new(0),
+            large: AtomicU64::new(0),
+            high: AtomicU64::new(u64::MAX),
+            near: AtomicU64::new(u64::MAX),
             children_min: AtomicU64::new(0),
             children_low: AtomicU64::new(0),
         }
@@ -63,6 +69,7 @@ impl Counter {
             (&self.peak, 0),
             (&self.local_peak, 0),
             (&self.max, u64::MAX),
+            (&self.alarm, u64::MAX),
             (&self.high, u64::MAX),
             (&self.near, u64::MAX),
             (&self.low, 0),
@@ -98,6 +105,20 @@ impl Counter {
     pub(crate) fn set_max(&self, limit: Limit) {
         self.max.store(encode(limit), Ordering::Relaxed);
         self.near.store(u64::MAX, Ordering::Relaxed);
+        self.set_alarm();
+    }
+
+    /// After one of the three has changed. Called with the stripe locked.
+    fn set_alarm(&self) {
+        let words = [&self.max, &self.high, &self.near];
+        let least = words.map(|word| word.load(Ordering::Relaxed)).into_iter().min();
+        self.alarm.store(least.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Whether usage is over `high`, over `max` or near it: if not, it is none of these.
+    #[inline]
+    pub(crate) fn is_alarming(&self) -> bool {
+        self.usage() > self.alarm.load(Ordering::Relaxed)
     }
 
     /// Has charges tell when usage comes within `margin` of `max`; 0: they do not, which is so
@@ -106,6 +127,7 @@ impl Counter {
         let max = self.max.load(Ordering::Relaxed);
         let near = if margin == 0 { u64::MAX } else { max.saturating_sub(margin) };
         self.near.store(near, Ordering::Relaxed);
+        self.set_alarm();
     }
 
     /// Whether usage is within the margin.
@@ -119,6 +141,7 @@ impl Counter {
 
     pub(crate) fn set_high(&self, limit: Limit) {
         self.high.store(encode(limit), Ordering::Relaxed);
+        self.set_alarm();
     }
 
     pub(crate) fn low(&self) -> u64 {
@@ -225,6 +248,20 @@ pub struct Charged {
     pub near_max: Option<GroupRef>,
     /// Whether some level is now over its `max`.
     pub forced: bool,
+}
+
+impl Charged {
+    /// Notes what a level has to tell.
+    #[cold]
+    pub(crate) fn tell_of(&mut self, slot: u32, group: &Group) {
+        self.forced |= group.counter.is_over_max();
+        if self.over_high.is_none() && group.counter.is_over_high() {
+            self.over_high = Some(Tree::ref_to(slot, group));
+        }
+        if self.near_max.is_none() && group.counter.is_near_max() {
+            self.near_max = Some(Tree::ref_to(slot, group));
+        }
+    }
 }
 
 /// A charge that a limit refused: the facts, by value.

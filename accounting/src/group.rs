@@ -125,6 +125,12 @@ const EXACT_MS: u32 = 10;
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) counter: Counter,
+    /// The next level that a charge passes; null: there is none. It changes only while no context
+    /// leads here.
+    up: AtomicPtr<Group>,
+    /// The slot's record of what is watched (`watch.rs`). It outlives the group.
+    watch: AtomicU32,
+    exact_until: AtomicU32,
     pub(crate) events: EventCounters,
     pub(crate) links: Links,
     generation: AtomicU32,
@@ -135,11 +141,8 @@ pub(crate) struct Group {
     inherited_contexts: AtomicU32,
     name: AtomicPtr<u8>,
     name_len: AtomicU32,
-    exact_until: AtomicU32,
     allowance: AtomicU64,
     reclaimed: AtomicU64,
-    /// The slot's record of what is watched (`watch.rs`). It outlives the group.
-    watch: AtomicU32,
     next_free: AtomicU32,
 }
 
@@ -165,6 +168,9 @@ impl Record for Group {
         let zero = || AtomicU32::new(0);
         Self {
             counter: Counter::new(),
+            up: AtomicPtr::new(ptr::null_mut()),
+            watch: none(),
+            exact_until: zero(),
             events: EventCounters::new(),
             links: Links {
                 parent: none(),
@@ -185,10 +191,8 @@ impl Record for Group {
             inherited_contexts: zero(),
             name: AtomicPtr::new(ptr::null_mut()),
             name_len: zero(),
-            exact_until: zero(),
             allowance: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
-            watch: none(),
             next_free: none(),
         }
     }
@@ -202,8 +206,17 @@ impl Record for Group {
 // orders it; a reader without the lock gets a value that may be stale and is told so.
 impl Group {
     /// Makes a taken record a live group with one handle.
-    pub(crate) fn bring_online(&self, parent: u32, context: u32, stripe: u32, kept: Kept) {
+    pub(crate) fn bring_online(
+        &self,
+        parent: u32,
+        up: Option<&Group>,
+        context: u32,
+        stripe: u32,
+        kept: Kept,
+    ) {
         self.counter.reset();
+        let up = up.map_or(ptr::null_mut(), |up| ptr::from_ref(up).cast_mut());
+        self.up.store(up, Ordering::Relaxed);
         self.events.reset();
         let links = &self.links;
         links.parent.store(parent, Ordering::Relaxed);
@@ -296,6 +309,13 @@ impl Group {
         self.links.next.load(Ordering::Relaxed)
     }
 
+    /// The next level that a charge passes: the parent, where that counts.
+    #[inline]
+    pub(crate) fn up(&self) -> Option<&Group> {
+        // SAFETY: null, or a record of the same table: it lives as long as this one.
+        unsafe { self.up.load(Ordering::Relaxed).as_ref() }
+    }
+
     pub(crate) fn parent(&self) -> u32 {
         self.links.parent.load(Ordering::Relaxed)
     }
@@ -347,15 +367,19 @@ impl Group {
         self.allowance.store(policy.allowance(), Ordering::Relaxed);
     }
 
-    /// Whether charges here take nothing ahead at `now_ms`: set for [`EXACT_MS`] by a refusal.
+    /// Whether charges here take nothing ahead now: set for [`EXACT_MS`] by a refusal.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.exact_until.load(Ordering::Relaxed) != 0 && self.is_exact_at(crate::clock::now_ms())
+    }
+
+    /// The same at `now_ms`. The clock wraps, so a refusal of long ago may seem to lie ahead; but
+    /// then it lies further ahead than a refusal can reach.
     pub(crate) fn is_exact_at(&self, now_ms: u32) -> bool {
         let until = self.exact_until.load(Ordering::Relaxed);
-        // The clock wraps, so a refusal of long ago may seem to lie ahead; but then it lies
-        // further ahead than a refusal can reach.
         until != 0 && (1..=EXACT_MS).contains(&until.wrapping_sub(now_ms))
     }
 
-    /// Notes a refusal at `now_ms`.
+    /// Notes a refusal at `now_ms`. Called with the stripe locked.
     pub(crate) fn set_exact_from(&self, now_ms: u32) {
         self.exact_until.store(now_ms.wrapping_add(EXACT_MS).max(1), Ordering::Relaxed);
     }

@@ -59,7 +59,7 @@ pub use protection::Protection;
 pub use reading::Child;
 pub use request::Request;
 pub use source::{SYSTEM, Source};
-pub use stock::{Entry, MAX_UNSPENT, Stock, UnchargeLog};
+pub use stock::{Entry, MAX_UNSPENT, NotHandedOver, Stock, UnchargeLog};
 pub use topology::{CreateError, Dying};
 pub use tree::{Root, Tree};
 pub use watch::{Bell, EventSet, NoWatch, Seen, Window};

@@ -126,6 +126,20 @@ impl Counter {
         Claims { min: now.min.wrapping_sub(before.min), low: now.low.wrapping_sub(before.low) }
     }
 
+    /// Has `change` change this group's usage, after a child's claims have changed by `below`; answers
+    /// how its own have. Called with the stripe locked.
+    #[inline(always)]
+    pub(crate) fn claims_after(&self, below: Claims, change: impl FnOnce()) -> Claims {
+        if below == Claims::default() && self.min() | self.low() == 0 {
+            change();
+            return below;
+        }
+        self.change_children(below);
+        let before = self.claims();
+        change();
+        self.claims_since(before)
+    }
+
     /// A child's claims have changed. Called with the stripe locked.
     pub(crate) fn change_children(&self, change: Claims) {
         if change != Claims::default() {

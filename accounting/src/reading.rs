@@ -24,6 +24,9 @@ pub struct Child {
 impl Tree {
     /// Who pays in `group`: what its threads have current. The caller has a handle to it.
     pub fn payer(&self, group: GroupRef) -> Payer {
+        if !self.counts(group.index) {
+            return Payer::NOBODY;
+        }
         let Some(record) = self.group(group) else { return Payer::NOBODY };
         let tag = Tag::from_bits(record.context());
         let generation = self.context(tag).map_or(0, Context::generation);

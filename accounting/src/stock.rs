@@ -93,6 +93,15 @@ fn in_units(bytes: u64) -> u16 {
     units
 }
 
+/// Why the stock did not see to an object's change of hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotHandedOver {
+    /// Who takes it has too little.
+    TooLittle,
+    /// Who gives it has no entry, or the table is over [`MAX_UNSPENT`].
+    NoPlace,
+}
+
 /// A set-associative table of [`Entry`].
 #[derive(Debug)]
 #[repr(C)]
@@ -182,16 +191,18 @@ impl Stock {
     /// Adds `bytes`, charged already, to `tag`'s entry; `false`: it has none, or no room.
     #[must_use]
     pub fn give(&mut self, tag: Tag, bytes: u64) -> bool {
-        let Some(index) = self.find(tag) else { return false };
+        self.give_at(tag, bytes).is_some()
+    }
+
+    /// The same; answers where the entry is.
+    #[inline]
+    fn give_at(&mut self, tag: Tag, bytes: u64) -> Option<usize> {
+        let index = self.find(tag)?;
         let entry = &mut self.entries[index];
-        let Some(sum) = u32::try_from(bytes).ok().and_then(|bytes| entry.bytes.checked_add(bytes))
-        else {
-            return false;
-        };
-        entry.bytes = sum;
+        entry.bytes = u32::try_from(bytes).ok().and_then(|bytes| entry.bytes.checked_add(bytes))?;
         self.unspent += bytes;
         self.unspent_in.set(index / WAYS);
-        true
+        Some(index)
     }
 
     /// How many bytes beyond `need` a charge for `tag` should take, `most` at most. The caller
@@ -205,10 +216,7 @@ impl Stock {
     /// Adds what a charge took beyond `need`, and plans the next one; `false`: as for `give`.
     #[must_use]
     pub fn give_ahead(&mut self, tag: Tag, need: u64, ahead: u64, most: u64) -> bool {
-        if !self.give(tag, ahead) {
-            return false;
-        }
-        let Some(index) = self.find(tag) else { return false };
+        let Some(index) = self.give_at(tag, ahead) else { return false };
         let entry = &mut self.entries[index];
         let before = if entry.plan & CHARGED == 0 { 0 } else { entry.planned() };
         entry.plan = in_units((before + need + ahead).min(most) + UNIT - 1) | CHARGED;
@@ -217,33 +225,35 @@ impl Stock {
     }
 
     /// Moves `bytes` of an object that goes from `from` to `to`, which is nobody or who was
-    /// selected: into the one's entry, out of the other's. Nobody needs no entry. `false`: an entry
-    /// is missing or has too little, or the table is over [`MAX_UNSPENT`]; nothing changed.
+    /// selected: into the one's entry, out of the other's. Nobody needs no entry.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed, and why.
     #[inline(always)]
-    #[must_use]
-    pub fn hand_over(&mut self, from: Tag, to: Tag, bytes: u32) -> bool {
-        let mut giver = None;
-        if !from.is_nobody() {
-            giver = self.find(from);
-            if giver.is_none() || self.unspent >= MAX_UNSPENT {
-                return false;
-            }
-        }
+    pub fn hand_over(&mut self, from: Tag, to: Tag, bytes: u32) -> Result<(), NotHandedOver> {
+        let selected = self.selected as usize % self.entries.len();
         if !to.is_nobody() {
-            let Some(entry) = self.entries.get_mut(self.selected as usize) else { return false };
+            let entry = &self.entries[selected];
             if entry.payer.tag != to || entry.bytes < bytes {
-                return false;
+                return Err(NotHandedOver::TooLittle);
             }
-            entry.spend(bytes);
-            self.unspent -= u64::from(bytes);
         }
-        if let Some(index) = giver {
+        if !from.is_nobody() {
+            if self.unspent >= MAX_UNSPENT {
+                return Err(NotHandedOver::NoPlace);
+            }
+            let Some(index) = self.find(from) else { return Err(NotHandedOver::NoPlace) };
             // No overflow: all entries together were below the bound.
             self.entries[index].bytes += bytes;
             self.unspent += u64::from(bytes);
             self.unspent_in.set(index / WAYS);
         }
-        true
+        if !to.is_nobody() {
+            self.entries[selected].spend(bytes);
+            self.unspent -= u64::from(bytes);
+        }
+        Ok(())
     }
 
     /// Makes an entry of 0 bytes for `payer`, which has none and whose context the caller has

@@ -156,7 +156,7 @@ impl Topology {
         let Some((slot, tag)) = make() else { return false };
         debug_assert_eq!(slot, 0, "the root is the first record");
         let Some(group) = tree.groups.get(slot) else { return false };
-        group.bring_online(NONE, tag, 0, Kept { bytes: core::ptr::null_mut(), len: 0 });
+        group.bring_online(NONE, None, tag, 0, Kept { bytes: core::ptr::null_mut(), len: 0 });
         if let Some(context) = tree.context(Tag::from_bits(tag)) {
             context.bring_online(slot);
         }
@@ -268,7 +268,8 @@ impl Tree {
         {
             let _guard = self.lock_stripe(stripe);
             context.bring_online(slot);
-            group.bring_online(parent.index, tag, stripe, kept);
+            let up = self.counts(parent.index).then_some(above);
+            group.bring_online(parent.index, up, tag, stripe, kept);
             group.counter.set_max(settings.max);
             group.counter.set_high(settings.high);
             group.counter.set_low(settings.low);

@@ -259,15 +259,19 @@ impl Tree {
         }
     }
 
-    /// Takes a pin away and frees what is idle then: a loop along the forwards, no recursion.
-    /// Called with the stripe locked.
+    /// Takes a pin away and frees what is idle then. Called with the stripe locked.
     pub(crate) fn unpin_locked(&self, tag: Tag) {
         let Some(context) = self.context(tag) else { return };
         context.sub_pin();
-        self.release_if_idle(tag);
+        if context.is_idle() {
+            self.release(tag);
+        }
     }
 
-    pub(crate) fn release_if_idle(&self, mut tag: Tag) {
+    /// Frees an idle record, and those that it led to if they are idle then: a loop along the
+    /// forwards, no recursion. Called with the stripe locked.
+    #[cold]
+    fn release(&self, mut tag: Tag) {
         while let Some(context) = self.context(tag) {
             if !context.is_idle() {
                 return;
@@ -291,17 +295,15 @@ impl Tree {
 
     /// The group in `slot` and its ancestors, as far as they count: not the untracked root.
     pub(crate) fn chain(&self, slot: u32) -> impl Iterator<Item = (u32, &Group)> {
-        let counts_root = self.root_kind() == Root::Accounted;
-        let mut next = self.groups.get(slot).map(|group| (slot, group));
-        core::iter::from_fn(move || {
-            let (slot, group) = next?;
-            if slot == 0 && !counts_root {
-                return None;
-            }
-            let parent = group.parent();
-            next = self.groups.get(parent).map(|group| (parent, group));
-            Some((slot, group))
+        let start = if self.counts(slot) { self.groups.get(slot) } else { None };
+        core::iter::successors(start.map(|group| (slot, group)), |(_, group)| {
+            group.up().map(|up| (group.parent(), up))
         })
+    }
+
+    /// Whether the group in `slot` is charged: every one but the untracked root.
+    pub(crate) fn counts(&self, slot: u32) -> bool {
+        slot != 0 || self.root_kind() == Root::Accounted
     }
 
     pub(crate) fn ref_to(slot: u32, group: &Group) -> GroupRef {
@@ -343,7 +345,8 @@ impl Tree {
     ) -> Result<Charged, OverLimit> {
         let mut headroom = u64::MAX;
         for (slot, group) in self.chain(slot) {
-            if !group.counter.fits(want.need, want.over) {
+            let left = group.counter.headroom();
+            if left <= want.need && !group.counter.fits(want.need, want.over) {
                 return Err(OverLimit {
                     group: Self::ref_to(slot, group),
                     requested: want.need,
@@ -351,7 +354,7 @@ impl Tree {
                     max: group.counter.max().bytes().unwrap_or(u64::MAX),
                 });
             }
-            headroom = headroom.min(group.counter.headroom());
+            headroom = headroom.min(left);
         }
         let ahead = self.ahead(slot, want, headroom);
         let bytes = want.need + ahead;
@@ -370,11 +373,7 @@ impl Tree {
         if want.ahead == 0 || left < EXACT_BELOW {
             return 0;
         }
-        let mut now = None;
-        let exact = self
-            .chain(slot)
-            .any(|(_, group)| group.is_exact_at(*now.get_or_insert_with(crate::clock::now_ms)));
-        if exact {
+        if self.chain(slot).any(|(_, group)| group.is_exact()) {
             return 0;
         }
         // Relaxed: only sizes batches.
@@ -384,23 +383,25 @@ impl Tree {
 
     pub(crate) fn add_locked(&self, tag: Tag, context: &Context, slot: u32, bytes: u64) -> Charged {
         let mut charged = Charged { tag, bytes, ..Charged::default() };
-        let mut claims = Claims::default();
-        for (slot, group) in self.chain(slot) {
-            group.counter.change_children(claims);
-            let before = group.counter.claims();
+        self.change_usage(slot, |slot, group| {
             group.counter.add(bytes);
-            self.usage_changed(group);
-            claims = group.counter.claims_since(before);
-            charged.forced |= group.counter.is_over_max();
-            if charged.over_high.is_none() && group.counter.is_over_high() {
-                charged.over_high = Some(Self::ref_to(slot, group));
+            if group.counter.is_alarming() {
+                charged.tell_of(slot, group);
             }
-            if charged.near_max.is_none() && group.counter.is_near_max() {
-                charged.near_max = Some(Self::ref_to(slot, group));
-            }
-        }
+        });
         context.add_bytes(bytes);
         charged
+    }
+
+    /// Has `change` change the usage of the group in `slot` and of its ancestors, as far as they
+    /// count, and sees to what follows from usage.
+    #[inline(always)]
+    fn change_usage(&self, slot: u32, mut change: impl FnMut(u32, &Group)) {
+        let mut claims = Claims::default();
+        for (slot, group) in self.chain(slot) {
+            claims = group.counter.claims_after(claims, || change(slot, group));
+            self.usage_changed(group);
+        }
     }
 
     /// Charges whatever the limits say: for a thread that reclaims. Counts a `forced` event on
@@ -446,17 +447,12 @@ impl Tree {
         }
         let slot = self.resolve(context);
         if let Some(slot) = slot {
-            let mut claims = Claims::default();
-            for (_, group) in self.chain(slot) {
-                group.counter.change_children(claims);
-                let before = group.counter.claims();
-                group.counter.sub(bytes);
-                self.usage_changed(group);
-                claims = group.counter.claims_since(before);
-            }
+            self.change_usage(slot, |_, group| group.counter.sub(bytes));
         }
         context.sub_bytes(bytes);
-        self.release_if_idle(tag);
+        if context.is_idle() {
+            self.release(tag);
+        }
         slot
     }
 

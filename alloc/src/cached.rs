@@ -11,7 +11,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use memcg_accounting::{MAX_UNSPENT, Payer, Stock, Tag, UnchargeLog};
+use memcg_accounting::{MAX_UNSPENT, NotHandedOver, Payer, Stock, Tag, UnchargeLog};
 
 use crate::central;
 use crate::class::Class;
@@ -111,10 +111,10 @@ impl Cached {
             return None;
         }
         let from = Tag::from_bits(slot.load(Ordering::Relaxed));
-        if !self.stock.hand_over(from, current, class.charge())
-            && !self.hand_over_to_log(from, current, class)
-        {
-            return None;
+        match self.stock.hand_over(from, current, class.charge()) {
+            Ok(()) => {}
+            Err(NotHandedOver::TooLittle) => return None,
+            Err(NotHandedOver::NoPlace) => self.hand_over_to_log(from, current, class)?,
         }
         slot.store(current.to_bits(), Ordering::Relaxed);
         let object = self.magazines.get(class).peek()?;
@@ -124,12 +124,13 @@ impl Cached {
     }
 
     #[cold]
-    fn hand_over_to_log(&mut self, from: Tag, current: Tag, class: Class) -> bool {
+    fn hand_over_to_log(&mut self, from: Tag, current: Tag, class: Class) -> Option<()> {
         let bytes = class.size() as u64;
-        self.log.has_room_for(from)
+        let done = self.log.has_room_for(from)
             && self.limbo() < MAX_UNSPENT
             && (current.is_nobody() || self.stock.take(current, bytes))
-            && self.log.push(from, bytes)
+            && self.log.push(from, bytes);
+        done.then_some(())
     }
 
     /// Puts a free object in; `false`: there is no room.
@@ -141,49 +142,53 @@ impl Cached {
     // ---- under the record's lock ----------------------------------------------------------
 
     /// Takes an object for `current`, refilling and handing over as need be. It charges nobody:
-    /// [`Step::Charge`] asks the caller to.
+    /// [`Step::Charge`] asks the caller to, and to [finish](Cached::finish) it.
     pub(crate) fn alloc(&mut self, class: Class, current: Tag) -> Step {
-        if self.magazines.get(class).peek().is_none() && !self.refill(class) {
-            return Step::NoMemory;
-        }
-        if let Some(object) = self.pop(class, current) {
-            return Step::Done(object);
-        }
-        if self.alloc_paid(class).is_none() {
-            return Step::NoMemory;
-        }
-        if !current.is_nobody() && !self.stock.take(current, class.size() as u64) {
-            return Step::Charge;
+        let Some(object) = self.refilled(class) else { return Step::NoMemory };
+        // SAFETY: the object is in our magazine of its class.
+        let slot = unsafe { maps::tag_slot(object, class) };
+        if Tag::from_bits(slot.load(Ordering::Relaxed)) != current {
+            // SAFETY: as above.
+            if !unsafe { maps::make_taggable(object, class) } {
+                return Step::NoMemory;
+            }
+            if !current.is_nobody() && !self.stock.take(current, class.size() as u64) {
+                return Step::Charge;
+            }
         }
         Step::Done(self.finish(class, current))
     }
 
-    /// Sees to an untagged object on top whose tag may be written, for a payer that has paid.
+    /// Sees to an object on top whose tag may be written.
     pub(crate) fn alloc_paid(&mut self, class: Class) -> Option<()> {
-        if self.magazines.get(class).peek().is_none() && !self.refill(class) {
-            return None;
-        }
-        let object = self.magazines.get(class).peek()?;
+        let object = self.refilled(class)?;
         // SAFETY: the object is in our magazine of its class.
-        if !unsafe { maps::make_taggable(object, class) } {
-            return None;
-        }
-        self.untag(object, class);
-        Some(())
+        unsafe { maps::make_taggable(object, class) }.then_some(())
     }
 
-    /// Gives the object on top to `current`, which has paid for it.
+    /// Gives the object on top, whose tag may be written or is `current`, to `current`, which has
+    /// paid for it.
     pub(crate) fn finish(&mut self, class: Class, current: Tag) -> *mut u8 {
         let Some(object) = self.magazines.get(class).peek() else { return core::ptr::null_mut() };
-        if !current.is_nobody() {
-            // SAFETY: the object is in our magazine of this class.
-            let slot = unsafe { maps::tag_slot(object, class) };
-            debug_assert!(!Span::is_shared(slot), "`alloc_paid` made a vector");
+        // SAFETY: the object is in our magazine of its class.
+        let slot = unsafe { maps::tag_slot(object, class) };
+        let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+        if tag != current {
+            debug_assert!(!Span::is_shared(slot), "the caller made a vector");
             slot.store(current.to_bits(), Ordering::Relaxed);
+            credit(&mut self.stock, &mut self.log, tag, class);
         }
         // SAFETY: `peek` found an object.
         unsafe { self.magazines.get(class).drop_top() };
         object
+    }
+
+    /// The object on top, after a refill if need be.
+    fn refilled(&mut self, class: Class) -> Option<*mut u8> {
+        if self.magazines.get(class).peek().is_none() {
+            self.refill(class);
+        }
+        self.magazines.get(class).peek()
     }
 
     /// Puts a free object in, making room as need be.
@@ -436,10 +441,17 @@ fn untag(stock: &mut Stock, log: &mut UnchargeLog, object: *mut u8, class: Class
     // SAFETY: the object is ours and free, and of the class.
     let slot = unsafe { maps::tag_slot(object, class) };
     let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+    if !tag.is_nobody() {
+        slot.store(0, Ordering::Relaxed);
+        credit(stock, log, tag, class);
+    }
+}
+
+/// Sees to what an object had cost `tag`, which has been taken off it.
+fn credit(stock: &mut Stock, log: &mut UnchargeLog, tag: Tag, class: Class) {
     if tag.is_nobody() {
         return;
     }
-    slot.store(0, Ordering::Relaxed);
     let bytes = class.size() as u64;
     if stock.unspent() >= MAX_UNSPENT || !stock.give(tag, bytes) {
         note(log, tag, bytes);

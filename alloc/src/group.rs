@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use memcg_accounting::{Events, GroupRef, Limit, OnLimit, Root};
+use memcg_accounting::{Events, GroupRef, Limit, OnLimit, Payer, Root};
 use memcg_shrink::Deadline;
 
 use crate::error::{Error, OverLimit};
@@ -41,6 +41,8 @@ use crate::builder::GroupBuilder;
 /// ```
 pub struct Group {
     group: GroupRef,
+    /// Who pays in it: the same for as long as it has a handle.
+    payer: Payer,
 }
 
 impl Group {
@@ -48,7 +50,7 @@ impl Group {
 
     /// Takes over one handle.
     pub(crate) fn from_handle(group: GroupRef) -> Self {
-        Self { group }
+        Self { group, payer: TREE.payer(group) }
     }
 
     pub(crate) fn as_ref(&self) -> GroupRef {
@@ -61,7 +63,7 @@ impl Group {
     /// nobody's payer.
     #[must_use]
     pub fn root() -> Group {
-        Group { group: GroupRef::ROOT }
+        Group { group: GroupRef::ROOT, payer: Payer::NOBODY }
     }
 
     /// The calling thread's group: who pays for what it allocates. `O(1)`, one short lock.
@@ -204,7 +206,7 @@ impl Group {
     }
 
     fn to_current(&self) -> Current {
-        if self.group.is_root() { Current::Root } else { Current::Group(TREE.payer(self.group)) }
+        if self.group.is_root() { Current::Root } else { Current::Group(self.payer) }
     }
 
     // ---- limits -------------------------------------------------------------------------
@@ -501,7 +503,7 @@ impl Group {
 impl Clone for Group {
     fn clone(&self) -> Self {
         TREE.get(self.group);
-        Self { group: self.group }
+        Self { group: self.group, payer: self.payer }
     }
 }
 
