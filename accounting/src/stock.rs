@@ -285,6 +285,12 @@ impl Stock {
         (!old.payer.tag.is_nobody()).then_some(old)
     }
 
+    /// Bytes of `tag`'s entry, if it has one.
+    #[must_use]
+    pub fn bytes_of(&self, tag: Tag) -> u64 {
+        self.find(tag).map_or(0, |index| self.entries[index].bytes())
+    }
+
     /// Bytes of all entries.
     #[must_use]
     pub const fn unspent(&self) -> u64 {

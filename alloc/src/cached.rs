@@ -144,7 +144,7 @@ impl Cached {
     /// Takes an object for `current`, refilling and handing over as need be. It charges nobody:
     /// [`Step::Charge`] asks the caller to, and to [finish](Cached::finish) it.
     pub(crate) fn alloc(&mut self, class: Class, current: Tag) -> Step {
-        let Some(object) = self.refilled(class) else { return Step::NoMemory };
+        let Some(object) = self.refilled(class, current) else { return Step::NoMemory };
         // SAFETY: the object is in our magazine of its class.
         let slot = unsafe { maps::tag_slot(object, class) };
         if Tag::from_bits(slot.load(Ordering::Relaxed)) != current {
@@ -161,7 +161,7 @@ impl Cached {
 
     /// Sees to an object on top whose tag may be written.
     pub(crate) fn alloc_paid(&mut self, class: Class) -> Option<()> {
-        let object = self.refilled(class)?;
+        let object = self.refilled(class, Tag::NOBODY)?;
         // SAFETY: the object is in our magazine of its class.
         unsafe { maps::make_taggable(object, class) }.then_some(())
     }
@@ -176,19 +176,40 @@ impl Cached {
         if tag != current {
             debug_assert!(!Span::is_shared(slot), "the caller made a vector");
             slot.store(current.to_bits(), Ordering::Relaxed);
-            credit(&mut self.stock, &mut self.log, tag, class);
+            credit(&mut self.stock, &mut self.log, tag, class.size() as u64);
         }
         // SAFETY: `peek` found an object.
         unsafe { self.magazines.get(class).drop_top() };
         object
     }
 
-    /// The object on top, after a refill if need be.
-    fn refilled(&mut self, class: Class) -> Option<*mut u8> {
-        if self.magazines.get(class).peek().is_none() {
-            self.refill(class);
+    /// The object on top, after a refill for `current` if need be.
+    fn refilled(&mut self, class: Class, current: Tag) -> Option<*mut u8> {
+        if self.magazines.get(class).peek().is_none() && self.refill(class) {
+            self.tag_ahead(class, current);
         }
         self.magazines.get(class).peek()
+    }
+
+    /// Makes fresh objects `current`'s, as far as what it has unspent goes: all at once here, they
+    /// cost half of what each by itself would on its way out.
+    fn tag_ahead(&mut self, class: Class, current: Tag) {
+        if current.is_nobody() {
+            return;
+        }
+        let mut bytes = 0;
+        let left = self.stock.bytes_of(current);
+        for &object in self.magazines.get(class).objects().iter().rev() {
+            // SAFETY: the object is in our magazine of its class.
+            let slot = unsafe { maps::tag_slot(object, class) };
+            if bytes + class.size() as u64 > left || Span::is_shared(slot) {
+                break;
+            }
+            slot.store(current.to_bits(), Ordering::Relaxed);
+            bytes += class.size() as u64;
+        }
+        let taken = bytes == 0 || self.stock.take(current, bytes);
+        debug_assert!(taken, "the stock has {left} bytes, of which {bytes} were spent");
     }
 
     /// Puts a free object in, making room as need be.
@@ -202,7 +223,7 @@ impl Cached {
         }
         if !self.push(class, object) {
             // The budget has no room for even one object of this class.
-            self.untag(object, class);
+            untag_all(&mut self.stock, &mut self.log, &[object], class);
             // SAFETY: the object is free, and has no tag any more.
             unsafe { central::give(class, &[object]) };
         }
@@ -243,11 +264,6 @@ impl Cached {
         let Self { magazines, stock, log } = self;
         let keep = magazines.get(class).len().saturating_sub(n);
         flush(magazines, stock, log, class, keep);
-    }
-
-    /// Takes the tag off an object that is free.
-    fn untag(&mut self, object: *mut u8, class: Class) {
-        untag(&mut self.stock, &mut self.log, object, class);
     }
 
     // ---- stock ------------------------------------------------------------------------------
@@ -424,9 +440,7 @@ fn flush(
             return;
         }
         let batch = &magazine.objects()[..n];
-        for &object in batch {
-            untag(stock, log, object, class);
-        }
+        untag_all(stock, log, batch, class);
         // SAFETY: the objects were cached, so they are free; their tags are cleared; they are
         // forgotten here in the next line.
         unsafe { central::give(class, batch) };
@@ -434,25 +448,34 @@ fn flush(
     }
 }
 
-fn untag(stock: &mut Stock, log: &mut UnchargeLog, object: *mut u8, class: Class) {
+/// Takes the tags off objects that are free: a step for each run of one payer's.
+fn untag_all(stock: &mut Stock, log: &mut UnchargeLog, objects: &[*mut u8], class: Class) {
     if !process::is_tracking() {
         return;
     }
-    // SAFETY: the object is ours and free, and of the class.
-    let slot = unsafe { maps::tag_slot(object, class) };
-    let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
-    if !tag.is_nobody() {
+    let (mut payer, mut bytes) = (Tag::NOBODY, 0);
+    for &object in objects {
+        // SAFETY: the object is ours and free, and of the class.
+        let slot = unsafe { maps::tag_slot(object, class) };
+        let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+        if tag.is_nobody() {
+            continue;
+        }
         slot.store(0, Ordering::Relaxed);
-        credit(stock, log, tag, class);
+        if tag != payer {
+            credit(stock, log, payer, bytes);
+            (payer, bytes) = (tag, 0);
+        }
+        bytes += class.size() as u64;
     }
+    credit(stock, log, payer, bytes);
 }
 
-/// Sees to what an object had cost `tag`, which has been taken off it.
-fn credit(stock: &mut Stock, log: &mut UnchargeLog, tag: Tag, class: Class) {
+/// Sees to what `tag` was charged for objects that carry it no longer.
+fn credit(stock: &mut Stock, log: &mut UnchargeLog, tag: Tag, bytes: u64) {
     if tag.is_nobody() {
         return;
     }
-    let bytes = class.size() as u64;
     if stock.unspent() >= MAX_UNSPENT || !stock.give(tag, bytes) {
         note(log, tag, bytes);
         // Whoever only frees would charge its payers for ever otherwise.

@@ -124,6 +124,16 @@ impl Class {
         TABLE.get((size + STEP - 1) / STEP).map(|&class| Class(class))
     }
 
+    /// The same for most layouts, in fewer steps; `None`: ask [`of`](Class::of).
+    #[inline(always)]
+    pub(crate) fn of_common(layout: Layout) -> Option<Class> {
+        if layout.align() > STEP {
+            return None;
+        }
+        #[expect(clippy::manual_div_ceil, reason = "no overflow is possible, and it is shorter")]
+        TABLE.get((layout.size() + STEP - 1) / STEP).map(|&class| Class(class))
+    }
+
     /// Every class.
     pub(crate) fn all() -> impl Iterator<Item = Class> {
         (0..44).map(Class)

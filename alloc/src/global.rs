@@ -76,24 +76,58 @@ fn alloc_class(class: Class, root: Root) -> *mut u8 {
     slow::alloc(class, root)
 }
 
-/// The fast path of a free.
+/// The fast path of a free; `false`: it is not for this, and nothing has been done.
+///
+/// # Safety
+///
+/// `object` is ours, with this layout, and nobody uses it any more.
+#[inline(always)]
+unsafe fn dealloc_fast(object: *mut u8, layout: Layout) -> bool {
+    match Class::of_common(layout) {
+        // SAFETY: by contract.
+        Some(class) => unsafe { push(object, class) },
+        None => false,
+    }
+}
+
+/// The straight-line work of a free; `false`: there is no room, and nothing has been done.
 ///
 /// # Safety
 ///
 /// `object` is of `class`, ours, and nobody uses it any more.
 #[inline(always)]
-unsafe fn dealloc_class(object: *mut u8, class: Class, root: Root) {
+unsafe fn push(object: *mut u8, class: Class) -> bool {
     let record = record::record();
-    if record.gate.enter() {
-        // SAFETY: the gate is passed, and the reference ends before `leave`.
-        let pushed = unsafe { record.cached() }.push(class, object);
-        record.gate.leave();
-        if pushed {
-            return;
+    // SAFETY: the gate is passed, and the reference ends before `leave`.
+    let pushed = record.gate.enter() && unsafe { record.cached() }.push(class, object);
+    record.gate.leave();
+    pushed
+}
+
+/// Every other free.
+///
+/// # Safety
+///
+/// As for [`dealloc_fast`].
+#[inline(never)]
+unsafe fn dealloc_slow(object: *mut u8, layout: Layout, root: Root) {
+    match Class::of(layout) {
+        Some(class) => {
+            // SAFETY: by contract nobody uses the object any more.
+            unsafe { edge::take_back(object, class, layout) };
+            // SAFETY: the layout is the one that the object was allocated with.
+            if !unsafe { push(object, class) } {
+                // SAFETY: as above.
+                unsafe { slow::dealloc(object, class, root) }
+            }
+        }
+        None => {
+            // SAFETY: as above.
+            unsafe { edge::take_back_large(object, layout) };
+            // SAFETY: as above.
+            unsafe { large::dealloc(object) }
         }
     }
-    // SAFETY: by contract.
-    unsafe { slow::dealloc(object, class, root) };
 }
 
 // SAFETY: every object answered is at least as large and as aligned as its layout asks (see
@@ -113,19 +147,10 @@ unsafe impl GlobalAlloc for Memcg {
 
     #[inline]
     unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
-        match Class::of(layout) {
-            Some(class) => {
-                // SAFETY: by contract nobody uses the object any more.
-                unsafe { edge::take_back(object, class, layout) };
-                // SAFETY: the layout is the one that the object was allocated with.
-                unsafe { dealloc_class(object, class, self.root) }
-            }
-            None => {
-                // SAFETY: as above.
-                unsafe { edge::take_back_large(object, layout) };
-                // SAFETY: as above.
-                unsafe { large::dealloc(object) }
-            }
+        // SAFETY: by contract.
+        if edge::OUT_OF_BAND || !unsafe { dealloc_fast(object, layout) } {
+            // SAFETY: by contract, and nothing has been done.
+            unsafe { dealloc_slow(object, layout, self.root) }
         }
     }
 
