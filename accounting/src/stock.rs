@@ -17,7 +17,7 @@
 //!   that has an entry is not reused, and the tag alone finds the entry.
 //! - A tag has at most one entry, in the set that its low bits name.
 //! - `unspent` is the sum of the entries' bytes.
-//! - A set that has an entry is `filled`; one that has bytes is in `unspent_in`.
+//! - Where there is an entry is in `filled`; one that has bytes is in `unspent_in`.
 //! - A stock of zeros is empty.
 
 use crate::context::{Payer, Tag};
@@ -26,8 +26,8 @@ use crate::context::{Payer, Tag};
 pub(crate) const SETS: usize = 512;
 /// Entries in a set.
 const WAYS: usize = 2;
-/// Words that tell which sets have entries.
-const WORDS: usize = SETS / 64;
+/// Sets whose numbers are equal modulo this are one column, and lie side by side.
+const COLUMNS: usize = 64;
 /// What a thread may leave unspent over all its entries; more goes back on its slow path.
 pub const MAX_UNSPENT: u64 = 128 << 10;
 /// Down to what a trim takes it.
@@ -112,9 +112,9 @@ pub struct Stock {
     turn: u32,
     /// Where the next trim begins.
     hand: u32,
-    /// A bit for each set that may have entries: the others are not touched.
+    /// Where there may be an entry: other places are not touched.
     filled: Bits,
-    /// A bit for each set that may have bytes.
+    /// Where there may be bytes.
     unspent_in: Bits,
     entries: [Entry; SETS * WAYS],
 }
@@ -136,28 +136,26 @@ impl Stock {
             selected: 0,
             turn: 0,
             hand: 0,
-            filled: Bits([0; WORDS]),
-            unspent_in: Bits([0; WORDS]),
+            filled: Bits([0; COLUMNS]),
+            unspent_in: Bits([0; COLUMNS]),
             entries: [EMPTY; SETS * WAYS],
         }
     }
 
+    /// Where the set of `tag` begins.
     #[inline(always)]
-    fn set_of(tag: Tag) -> usize {
-        tag.to_bits() as usize % SETS
+    fn first_of(tag: Tag) -> usize {
+        let set = tag.to_bits() as usize % SETS;
+        (set % COLUMNS * (SETS / COLUMNS) + set / COLUMNS) * WAYS
     }
 
-    /// Where the entry of `tag`, which is not nobody, is.
+    /// Where the entry of `tag`, which is not nobody, is: at one of two places side by side.
     #[inline(always)]
     fn find(&self, tag: Tag) -> Option<usize> {
-        let first = Self::set_of(tag) * WAYS;
-        if self.entries[first].payer.tag == tag {
-            Some(first)
-        } else if self.entries[first + 1].payer.tag == tag {
-            Some(first + 1)
-        } else {
-            None
-        }
+        let first = Self::first_of(tag);
+        // Which of the two is no branch: it would be guessed wrong every other time.
+        let index = first + usize::from(self.entries[first].payer.tag != tag);
+        (self.entries[index].payer.tag == tag).then_some(index)
     }
 
     /// Finds the entry of `payer` itself, and not of another user of its tag, and keeps it at hand
@@ -201,7 +199,7 @@ impl Stock {
         let entry = &mut self.entries[index];
         entry.bytes = u32::try_from(bytes).ok().and_then(|bytes| entry.bytes.checked_add(bytes))?;
         self.unspent += bytes;
-        self.unspent_in.set(index / WAYS);
+        self.unspent_in.set(index);
         Some(index)
     }
 
@@ -247,7 +245,7 @@ impl Stock {
             // No overflow: all entries together were below the bound.
             self.entries[index].bytes += bytes;
             self.unspent += u64::from(bytes);
-            self.unspent_in.set(index / WAYS);
+            self.unspent_in.set(index);
         }
         if !to.is_nobody() {
             self.entries[selected].spend(bytes);
@@ -264,9 +262,8 @@ impl Stock {
         debug_assert!(self.find(payer.tag).is_none(), "one entry per tag");
         self.turn = self.turn.wrapping_add(1);
         let prefer_second = self.turn % 2 == 1;
-        let set = Self::set_of(payer.tag);
-        self.filled.set(set);
-        let [first, second] = [set * WAYS, set * WAYS + 1];
+        let first = Self::first_of(payer.tag);
+        let second = first + 1;
         let tag_at = |index: usize| self.entries[index].payer.tag;
         let victim = if tag_at(first).is_nobody() {
             first
@@ -280,6 +277,7 @@ impl Stock {
         let entry = Entry { payer, plan: in_units(FIRST), ..EMPTY };
         let old = core::mem::replace(&mut self.entries[victim], entry);
         self.unspent -= old.bytes();
+        self.filled.set(victim);
         let selected = self.select(payer);
         debug_assert!(selected, "it was made above");
         (!old.payer.tag.is_nobody()).then_some(old)
@@ -311,31 +309,31 @@ impl Stock {
 
     /// Takes the bytes of entries that `wanted` names until at most `enough` are left.
     ///
-    /// Sets whose numbers are equal modulo 64 come one after the other: tenants that were made in
-    /// turn share their tree's lock with those.
+    /// By columns: tenants that were made in turn share their tree's lock with those of the same one.
     fn drain_to(
         &mut self,
         enough: u64,
         mut wanted: impl FnMut(Tag) -> bool,
         mut take: impl FnMut(Tag, u64),
     ) {
-        for column in self.unspent_in.columns(self.hand) {
+        for step in 0..COLUMNS {
+            let column = (self.hand as usize + step) % COLUMNS;
             if self.unspent <= enough {
-                self.hand = column;
+                #[expect(clippy::cast_possible_truncation, reason = "there are 64")]
+                let hand = column as u32;
+                self.hand = hand;
                 return;
             }
-            for set in self.unspent_in.column(column) {
-                let mut is_spent = true;
-                for entry in &mut self.entries[set * WAYS..][..WAYS] {
-                    if entry.bytes != 0 && wanted(entry.payer.tag) {
-                        let bytes = entry.trim();
-                        self.unspent -= bytes;
-                        take(entry.payer.tag, bytes);
-                    }
-                    is_spent &= entry.bytes == 0;
+            for index in self.unspent_in.column(column) {
+                let entry = &mut self.entries[index];
+                if entry.bytes != 0 && !wanted(entry.payer.tag) {
+                    continue;
                 }
-                if is_spent {
-                    self.unspent_in.clear(set);
+                self.unspent_in.clear(index);
+                if entry.bytes != 0 {
+                    let bytes = entry.trim();
+                    self.unspent -= bytes;
+                    take(entry.payer.tag, bytes);
                 }
             }
         }
@@ -343,26 +341,20 @@ impl Stock {
 
     /// Takes out every entry that has no bytes and that `dead` names; its pin is the caller's.
     pub fn prune(&mut self, mut dead: impl FnMut(Tag) -> bool, mut unpin: impl FnMut(Tag)) {
-        for set in self.filled.all() {
-            let mut is_empty = true;
-            for entry in &mut self.entries[set * WAYS..][..WAYS] {
-                let tag = entry.payer.tag;
-                if entry.bytes == 0 && !tag.is_nobody() && dead(tag) {
-                    *entry = EMPTY;
-                    unpin(tag);
-                }
-                is_empty &= entry.payer.tag.is_nobody();
-            }
-            if is_empty {
-                self.filled.clear(set);
+        for index in self.filled.all() {
+            let entry = &mut self.entries[index];
+            let tag = entry.payer.tag;
+            if entry.bytes == 0 && dead(tag) {
+                *entry = EMPTY;
+                self.filled.clear(index);
+                unpin(tag);
             }
         }
     }
 
     /// Each entry that is not empty.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        let entries = self.filled.all().flat_map(|set| &self.entries[set * WAYS..][..WAYS]);
-        entries.filter(|entry| !entry.payer.tag.is_nobody())
+        self.filled.all().map(|index| &self.entries[index])
     }
 
     /// Tests the invariants that can be seen from here.
@@ -374,10 +366,11 @@ impl Stock {
         let sum: u64 = self.entries.iter().map(Entry::bytes).sum();
         assert_eq!(self.unspent, sum, "unspent is the sum of the entries");
         for (index, entry) in self.entries.iter().enumerate() {
-            let (tag, set) = (entry.payer.tag, index / WAYS);
-            assert!(tag.is_nobody() || self.filled.has(set), "{tag:?} is in a filled set");
-            assert!(entry.bytes == 0 || self.unspent_in.has(set), "{tag:?} has bytes");
-            assert!(tag.is_nobody() || Self::set_of(tag) == set, "{tag:?} in set {set}");
+            let tag = entry.payer.tag;
+            let is_in_set = Self::first_of(tag) == index / WAYS * WAYS;
+            assert_eq!(!tag.is_nobody(), self.filled.has(index), "{tag:?} is where it may be");
+            assert!(entry.bytes == 0 || self.unspent_in.has(index), "{tag:?} has bytes");
+            assert!(tag.is_nobody() || is_in_set, "{tag:?} is in its set");
             assert!(!tag.is_nobody() || entry.bytes == 0, "nobody has no stock");
             assert!(u64::from(entry.least) * UNIT <= entry.bytes(), "the least is at most what is");
         }
@@ -388,42 +381,42 @@ impl Stock {
     }
 }
 
-/// A set of sets.
+/// A set of places in the table: a word for each column.
 #[derive(Clone, Copy, Debug)]
-struct Bits([u64; WORDS]);
+struct Bits([u16; COLUMNS]);
+
+const _: () = assert!(SETS * WAYS == COLUMNS * PLACES);
+
+/// Places in a column: the bits of a word.
+const PLACES: usize = 16;
 
 impl Bits {
     #[inline(always)]
-    fn set(&mut self, set: usize) {
-        self.0[set / 64 % WORDS] |= 1 << (set % 64);
+    fn set(&mut self, index: usize) {
+        self.0[index / PLACES] |= 1 << (index % PLACES);
     }
 
-    fn clear(&mut self, set: usize) {
-        self.0[set / 64] &= !(1 << (set % 64));
+    fn clear(&mut self, index: usize) {
+        self.0[index / PLACES] &= !(1 << (index % PLACES));
     }
 
-    fn has(&self, set: usize) -> bool {
-        self.0[set / 64] >> (set % 64) & 1 != 0
+    fn has(&self, index: usize) -> bool {
+        self.0[index / PLACES] >> (index % PLACES) & 1 != 0
     }
 
-    /// The numbers modulo 64 of the sets that it has, `first` and those above it first.
-    fn columns(self, first: u32) -> impl Iterator<Item = u32> {
-        let mut left = self.0.iter().fold(0, |all, word| all | word).rotate_right(first);
+    /// The places that it has in a column.
+    fn column(&self, column: usize) -> impl Iterator<Item = usize> + use<> {
+        let mut left = self.0[column];
         core::iter::from_fn(move || {
-            let column = left.trailing_zeros();
+            let place = left.trailing_zeros() as usize;
             left &= left.checked_sub(1)?;
-            Some((column + first) % 64)
+            Some(column * PLACES + place)
         })
     }
 
-    /// Those of the sets `column`, `column + 64`, and so on that it has.
-    fn column(self, column: u32) -> impl Iterator<Item = usize> {
-        (0..WORDS).map(move |word| word * 64 + column as usize).filter(move |set| self.has(*set))
-    }
-
-    /// All that it has, column by column.
+    /// All places that it has, column by column.
     fn all(self) -> impl Iterator<Item = usize> {
-        self.columns(0).flat_map(move |column| self.column(column))
+        (0..COLUMNS).flat_map(move |column| self.column(column))
     }
 }
 
