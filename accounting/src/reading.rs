@@ -166,19 +166,17 @@ impl Tree {
 
     /// Counts `bytes`, charged already, as those of a large object.
     pub fn add_large(&self, tag: Tag, bytes: u64) {
-        self.change_large(tag, |large| large + bytes);
+        let Some((_guard, context)) = self.lock_tag(tag) else { return };
+        if let Some(slot) = self.resolve(context) {
+            self.change_large(slot, |large| large + bytes);
+        }
     }
 
     /// Counts `bytes`, not yet uncharged, as no large object's any more.
     pub fn sub_large(&self, tag: Tag, bytes: u64) {
-        self.change_large(tag, |large| large.saturating_sub(bytes));
-    }
-
-    fn change_large(&self, tag: Tag, change: impl Fn(u64) -> u64) {
         let Some((_guard, context)) = self.lock_tag(tag) else { return };
-        let Some(slot) = self.resolve(context) else { return };
-        for (_, group) in self.chain(slot) {
-            group.counter.set_large(change(group.counter.large()));
+        if let Some(slot) = self.resolve(context) {
+            self.change_large(slot, |large| large.saturating_sub(bytes));
         }
     }
 

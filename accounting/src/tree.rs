@@ -336,6 +336,21 @@ impl Tree {
         self.charge_locked(payer.tag, context, slot, want)
     }
 
+    /// [`charge`](Tree::charge) of exactly `bytes` for a large object, which is counted as one in the
+    /// same step.
+    ///
+    /// # Errors
+    ///
+    /// As for `charge`.
+    pub fn charge_large(&self, payer: Payer, bytes: u64) -> Result<Charged, OverLimit> {
+        let nobody = Charged { tag: Tag::NOBODY, bytes, ..Charged::default() };
+        let Some((_guard, context)) = self.lock_payer(payer) else { return Ok(nobody) };
+        let Some(slot) = self.resolve(context) else { return Ok(nobody) };
+        let charged = self.charge_locked(payer.tag, context, slot, Want::exactly(bytes))?;
+        self.change_large(slot, |large| large + bytes);
+        Ok(charged)
+    }
+
     pub(crate) fn charge_locked(
         &self,
         tag: Tag,
@@ -421,6 +436,22 @@ impl Tree {
     pub fn uncharge(&self, tag: Tag, bytes: u64) {
         if let Some((_guard, context)) = self.lock_tag(tag) {
             self.uncharge_locked(tag, context, bytes);
+        }
+    }
+
+    /// The same for a large object, which is counted as one no longer.
+    pub fn uncharge_large(&self, tag: Tag, bytes: u64) {
+        let Some((_guard, context)) = self.lock_tag(tag) else { return };
+        if let Some(slot) = self.resolve(context) {
+            self.change_large(slot, |large| large.saturating_sub(bytes));
+        }
+        self.uncharge_locked(tag, context, bytes);
+    }
+
+    /// Called with the stripe locked.
+    pub(crate) fn change_large(&self, slot: u32, change: impl Fn(u64) -> u64) {
+        for (_, group) in self.chain(slot) {
+            group.counter.set_large(change(group.counter.large()));
         }
     }
 

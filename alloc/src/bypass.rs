@@ -7,7 +7,7 @@
 use core::ptr;
 use core::sync::atomic::Ordering;
 
-use memcg_accounting::{Charged, Root, Tag};
+use memcg_accounting::{Charged, OverLimit, Payer, Root, Tag};
 
 use crate::central;
 use crate::class::Class;
@@ -21,7 +21,7 @@ pub(crate) fn alloc(class: Class, root: Root) -> *mut u8 {
     if !process::begin(root) {
         return ptr::null_mut();
     }
-    match charge(class.size() as u64) {
+    match charge(|payer| ENGINE.charge(payer, class.size() as u64, 0)) {
         Some(charged) => {
             let object = take_paid(class, charged, root);
             hand::put_down();
@@ -31,16 +31,15 @@ pub(crate) fn alloc(class: Class, root: Root) -> *mut u8 {
     }
 }
 
-/// Charges the current payer exactly, by force if the thread reclaims. What it answers is in
-/// [hand] until the caller puts it down. `None`: refused, and noted why.
-pub(crate) fn charge(bytes: u64) -> Option<Charged> {
+/// Has `charge` charge the current payer exactly, by force if the thread reclaims. What it answers is
+/// in [hand] until the caller puts it down. `None`: refused, and noted why.
+pub(crate) fn charge(charge: impl FnOnce(Payer) -> Result<Charged, OverLimit>) -> Option<Charged> {
     let payer = scope::current().payer();
-    let nobody = Charged { tag: Tag::NOBODY, bytes, ..Charged::default() };
     if payer.tag.is_nobody() {
         hand::take();
-        return Some(nobody);
+        return Some(Charged::default());
     }
-    match ENGINE.charge(payer, bytes, 0) {
+    match charge(payer) {
         Ok(charged) => {
             if let Some(request) = scope::eager().request {
                 TREE.charged_for(charged.tag, charged.bytes, request);
@@ -59,6 +58,17 @@ pub(crate) fn uncharge(tag: Tag, bytes: u64) {
     match scope::eager().request {
         Some(request) => TREE.uncharge_for(tag, bytes, request),
         None => TREE.uncharge(tag, bytes),
+    }
+}
+
+/// The same for a large object, which is counted as one no longer.
+pub(crate) fn uncharge_large(tag: Tag, bytes: u64) {
+    match scope::eager().request {
+        Some(request) => {
+            TREE.sub_large(tag, bytes);
+            TREE.uncharge_for(tag, bytes, request);
+        }
+        None => TREE.uncharge_large(tag, bytes),
     }
 }
 

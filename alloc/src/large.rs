@@ -7,7 +7,7 @@
 use core::alloc::Layout;
 use core::ptr;
 
-use memcg_accounting::{Charged, Payer, Root, Tag};
+use memcg_accounting::{Charged, Payer, Root};
 
 use crate::bypass;
 use crate::hand;
@@ -36,7 +36,7 @@ pub(crate) fn alloc(layout: Layout, zeroed: bool, root: Root) -> *mut u8 {
     if bytes >= HUGE && object.is_null() {
         return system(layout, object);
     }
-    let Some(charged) = bypass::charge(bytes as u64) else {
+    let Some(charged) = bypass::charge(|payer| ENGINE.charge_large(payer, bytes as u64)) else {
         if !object.is_null() {
             // SAFETY: allocated above and shown to nobody.
             unsafe { jemalloc::dealloc(object) };
@@ -55,12 +55,12 @@ fn give_to(layout: Layout, object: *mut u8, charged: Charged, bytes: usize) -> *
     if charged.tag.is_nobody() {
         return system(layout, object);
     }
-    if object.is_null() || !tag(object, charged.tag, bytes) {
+    if object.is_null() || !maps::tag_large(object.addr(), charged.tag, bytes) {
         if !object.is_null() {
             // SAFETY: allocated above and shown to nobody.
             unsafe { jemalloc::dealloc(object) };
         }
-        TREE.uncharge(charged.tag, charged.bytes);
+        TREE.uncharge_large(charged.tag, charged.bytes);
         return system(layout, ptr::null_mut());
     }
     object
@@ -72,14 +72,6 @@ fn system(layout: Layout, object: *mut u8) -> *mut u8 {
         scope::set_refusal(Refused::System(layout.size() as u64));
     }
     object
-}
-
-fn tag(object: *mut u8, tag: Tag, bytes: usize) -> bool {
-    if !maps::tag_large(object.addr(), tag, bytes) {
-        return false;
-    }
-    TREE.add_large(tag, bytes as u64);
-    true
 }
 
 /// Gives an object back.
@@ -98,8 +90,7 @@ pub(crate) unsafe fn dealloc(object: *mut u8) {
     // SAFETY: by contract.
     unsafe { jemalloc::dealloc(object) };
     if let Some(word) = word {
-        TREE.sub_large(word.tag, word.bytes as u64);
-        bypass::uncharge(word.tag, word.bytes as u64);
+        bypass::uncharge_large(word.tag, word.bytes as u64);
     }
     hand::put_down();
 }
@@ -153,8 +144,7 @@ unsafe fn shrink_in_place(object: *mut u8, new: Layout, word: maps::LargeWord) -
     }
     let less = (word.bytes - now) as u64;
     maps::tag_large(object.addr(), word.tag, now);
-    TREE.sub_large(word.tag, less);
-    bypass::uncharge(word.tag, less);
+    bypass::uncharge_large(word.tag, less);
     true
 }
 

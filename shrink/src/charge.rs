@@ -316,6 +316,25 @@ impl Engine {
         }
     }
 
+    /// [`charge`](Engine::charge) of exactly `bytes` for a large object, which is counted as one.
+    ///
+    /// # Errors
+    ///
+    /// As for `charge`.
+    pub fn charge_large(&self, payer: Payer, bytes: u64) -> Result<Charged, OverLimit> {
+        match self.take(|| self.tree.charge_large(payer, bytes)) {
+            Ok(charged) => {
+                self.after_charge(&charged);
+                Ok(charged)
+            }
+            Err(over) => {
+                let charged = self.charge_at_limit(payer, bytes, 0, over)?;
+                self.tree.add_large(charged.tag, bytes);
+                Ok(charged)
+            }
+        }
+    }
+
     /// Makes a charge; what it comes to is in hand.
     #[inline]
     fn take(
