@@ -26,6 +26,10 @@ enum LeftOut {
     VectorAcquire,
     /// The look at the slot itself, which may be one of the shared zeros.
     SharedSlot,
+    /// The Release of the vector in the entry of a chunk.
+    EntryRelease,
+    /// The vector in the entry before a tag is in the vector, whoever made it.
+    EntryFirst,
 }
 
 fn explore(model: impl Fn() + Sync + Send + 'static) {
@@ -183,6 +187,8 @@ fn loom_span_needs_the_lock() {
 struct Span {
     /// 0: the shared zeros; else which vector.
     tags: AtomicUsize,
+    /// What the entry of its chunk says of them: what the fast path reads.
+    entry: AtomicUsize,
     /// The shared word, and that of each vector.
     words: [AtomicU32; 3],
     /// Whether the words of a vector were made zero.
@@ -200,6 +206,7 @@ impl Span {
         let cell = |zeroed| UnsafeCell::new(zeroed);
         Arc::new(Self {
             tags: AtomicUsize::new(0),
+            entry: AtomicUsize::new(0),
             words: [AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0)],
             is_zeroed: [cell(true), cell(false), cell(false)],
             left_out,
@@ -220,6 +227,30 @@ impl Span {
         let _ = self.tags.compare_exchange(0, own, order, Ordering::Acquire);
     }
 
+    /// `maps::make_taggable`: vector `own` is this thread's, until it is published.
+    fn make_taggable(&self, own: usize) {
+        let known = if self.left_out == Some(LeftOut::EntryFirst) { &self.tags } else { &self.entry };
+        if known.load(Ordering::Acquire) != 0 {
+            return;
+        }
+        self.make_entry(own);
+    }
+
+    /// The same for a chunk that had none.
+    fn make_entry(&self, own: usize) {
+        self.make_vector(own);
+        let order = self.unless(LeftOut::EntryRelease, Ordering::Release);
+        self.entry.store(self.tags.load(Ordering::Acquire), order);
+    }
+
+    /// `maps::tag_slot`, of an object that the caller has.
+    fn slot(&self) -> usize {
+        let slot = self.entry.load(Ordering::Acquire);
+        // SAFETY: what is published was made zero; loom checks it.
+        assert!(self.is_zeroed[slot].with(|zeroed| unsafe { *zeroed }), "a vector begins as zeros");
+        slot
+    }
+
     /// `Span::tag_at`, for any address, by any thread.
     fn look_up(&self) -> u32 {
         let tags = self.tags.load(self.unless(LeftOut::VectorAcquire, Ordering::Acquire));
@@ -231,7 +262,7 @@ impl Span {
     /// `Cached::hand_over` of an object in the magazine: `false`: the slow path looks again.
     fn hand_over(&self, slot: usize, tag: u32) -> bool {
         let is_shared = if self.left_out == Some(LeftOut::SharedSlot) {
-            self.tags.load(Ordering::Relaxed) == 0
+            self.entry.load(Ordering::Relaxed) == 0
         } else {
             slot == 0
         };
@@ -287,10 +318,10 @@ fn hand_over_against_a_new_vector(left_out: Option<LeftOut>) {
         let span = Span::new(left_out);
         let others = [1, 2].map(|own| {
             let span = Arc::clone(&span);
-            thread::spawn(move || span.make_vector(own))
+            thread::spawn(move || span.make_entry(own))
         });
         // The slot is looked up first, as the fast path does.
-        let slot = span.tags.load(Ordering::Relaxed);
+        let slot = span.slot();
         let handed = span.hand_over(slot, 7);
         for other in others {
             other.join().expect("no panic");
@@ -309,4 +340,68 @@ fn loom_span_hand_over_against_a_new_vector() {
 #[should_panic(expected = "never written")]
 fn loom_span_needs_the_look_at_the_slot_itself() {
     hand_over_against_a_new_vector(Some(LeftOut::SharedSlot));
+}
+
+/// A thread tags its object and hands it over, while another makes tags of the same chunk writable: whoever
+/// has the object then finds its tag.
+fn tag_against_a_new_vector(left_out: Option<LeftOut>) {
+    explore(move || {
+        let span = Span::new(left_out);
+        let handed = Arc::new(AtomicBool::new(false));
+        let maker = {
+            let span = Arc::clone(&span);
+            thread::spawn(move || span.make_taggable(1))
+        };
+        let giver = {
+            let (span, handed) = (Arc::clone(&span), Arc::clone(&handed));
+            thread::spawn(move || {
+                span.make_taggable(2);
+                let own = span.tags.load(Ordering::Acquire);
+                span.words[own].store(7, Ordering::Relaxed);
+                // The program's own hand-over.
+                handed.store(true, Ordering::Release);
+            })
+        };
+        let is_mine = handed.load(Ordering::Acquire);
+        let tag = span.words[span.slot()].load(Ordering::Relaxed);
+        assert!(!is_mine || tag == 7, "a tag is found by who has the object");
+        maker.join().expect("no panic");
+        giver.join().expect("no panic");
+        assert_eq!(span.words[span.slot()].load(Ordering::Relaxed), 7);
+    });
+}
+
+#[test]
+fn loom_span_tag_against_a_new_vector() {
+    tag_against_a_new_vector(None);
+}
+
+#[test]
+#[should_panic(expected = "found by who has the object")]
+fn loom_span_needs_the_entry_before_the_tag() {
+    tag_against_a_new_vector(Some(LeftOut::EntryFirst));
+}
+
+/// A thread looks at the tag of its object, which is fresh, while another makes tags of the chunk writable.
+fn slot_against_a_new_vector(left_out: Option<LeftOut>) {
+    explore(move || {
+        let span = Span::new(left_out);
+        let maker = {
+            let span = Arc::clone(&span);
+            thread::spawn(move || span.make_entry(1))
+        };
+        assert_eq!(span.words[span.slot()].load(Ordering::Relaxed), 0);
+        maker.join().expect("no panic");
+    });
+}
+
+#[test]
+fn loom_span_slot_against_a_new_vector() {
+    slot_against_a_new_vector(None);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn loom_span_needs_the_release_of_an_entry() {
+    slot_against_a_new_vector(Some(LeftOut::EntryRelease));
 }
