@@ -155,20 +155,12 @@ impl Lists {
         let listed = unsafe { &mut *span.central.get() };
         let base: *mut u8 = ptr::with_exposed_provenance_mut(span.base());
         let taken = out.len().min(listed.nr_free);
-        for object in &mut out[..taken] {
-            if let Some(index) = listed.order.pop() {
-                // SAFETY: an object of the span.
-                *object = unsafe { base.add(index * class.size()) };
-            } else if listed.free.is_null() {
-                // SAFETY: `free` is empty and `nr_free > 0`, so `fresh` is an object.
-                *object = unsafe { base.add(listed.fresh * class.size()) };
-                listed.fresh += 1;
-            } else {
-                *object = listed.free;
-                // SAFETY: an object that is in begins with the next one.
-                listed.free = unsafe { listed.free.cast::<*mut u8>().read() };
-            }
-        }
+        // SAFETY: an object of the span.
+        let at = |index| unsafe { base.add(index * class.size()) };
+        let found = listed.free.take(&mut out[..taken], at);
+        debug_assert_eq!(found, taken, "as many are in as are counted");
+        // A magazine hands out its last word first.
+        out[..taken].reverse();
         listed.nr_free -= taken;
         if listed.nr_free == 0 {
             self.unlink_partial(span);
@@ -182,11 +174,7 @@ impl Lists {
     unsafe fn put_back(&mut self, span: &'static Span, class: Class, object: *mut u8) {
         // SAFETY: the lock guards it.
         let listed = unsafe { &mut *span.central.get() };
-        if !listed.order.push(class.object_at(object.addr() - span.base())) {
-            // SAFETY: the object is ours now, at least 8 bytes long and aligned to 8.
-            unsafe { object.cast::<*mut u8>().write(listed.free) };
-            listed.free = object;
-        }
+        listed.free.put(class.object_at(object.addr() - span.base()));
         listed.nr_free += 1;
         let nr_free = listed.nr_free;
         debug_assert!(nr_free <= class.nr_objects(), "an object is given back once");
@@ -288,10 +276,8 @@ fn new_span(central: &Central, class: Class) -> Option<&'static Span> {
     // SAFETY: tables of statics never go away.
     let span: &'static Span = unsafe { &*span };
     let has_lists = with(span, |listed| {
-        listed.free = ptr::null_mut();
-        listed.fresh = 0;
         listed.nr_free = class.nr_objects();
-        listed.order.begin(class)
+        listed.free.begin(class)
     });
     let memory = if has_lists && ledger::begin(span, class) {
         jemalloc::alloc_span(bytes, CHUNK)

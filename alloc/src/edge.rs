@@ -26,8 +26,8 @@ pub(crate) const HARDENED: bool = cfg!(feature = "hardened");
 pub(crate) const ASAN: bool = cfg!(memcg_asan);
 /// Whether the [ledger] is kept.
 pub(crate) const LEDGER: bool = CHECKS || HARDENED;
-/// Whether nothing of the allocator's is ever written into a free object.
-pub(crate) const OUT_OF_BAND: bool = LEDGER || ASAN;
+/// Whether anything is done to slab-class objects here.
+pub(crate) const ACTIVE: bool = LEDGER || ASAN;
 
 /// Answers `object`, which is about to be the program's.
 ///
@@ -36,7 +36,7 @@ pub(crate) const OUT_OF_BAND: bool = LEDGER || ASAN;
 /// It is null, or of `class` and out of its magazine or span, and nobody has it yet.
 #[inline(always)]
 pub(crate) unsafe fn hand_out(object: *mut u8, class: Class, layout: Layout) -> *mut u8 {
-    if OUT_OF_BAND && !object.is_null() {
+    if ACTIVE && !object.is_null() {
         if ASAN {
             // SAFETY: by contract.
             unsafe { asan::unpoison(object, class.size()) };

@@ -148,7 +148,7 @@ unsafe impl GlobalAlloc for Memcg {
     #[inline]
     unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
         // SAFETY: by contract.
-        if edge::OUT_OF_BAND || !unsafe { dealloc_fast(object, layout) } {
+        if edge::ACTIVE || !unsafe { dealloc_fast(object, layout) } {
             // SAFETY: by contract, and nothing has been done.
             unsafe { dealloc_slow(object, layout, self.root) }
         }

@@ -2,9 +2,8 @@
 //!
 //! - Every free and `realloc` is checked against the [ledger](crate::ledger): a double free, a
 //!   pointer that is not an object's, or another layout ends the process.
-//! - Free lists are out of band: magazines are arrays in the threads' records, and the free
-//!   objects of a span are [numbers](crate::order), in random order. Nothing in freed memory is ever
-//!   followed.
+//! - Objects leave a span in random order. (Free lists are out of band in every build: magazines are
+//!   arrays in the threads' records, and the [free](crate::free) objects of a span are bits.)
 //! - Freed memory is zeroed: that of large objects too, before jemalloc has it.
 //! - Metadata lies between guard pages (`guard-pages` of `memcg-accounting`).
 //!

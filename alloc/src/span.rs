@@ -22,7 +22,7 @@ use memcg_accounting::Tag;
 use memcg_accounting::table::{NONE, Record};
 
 use crate::class::{Class, MAX_OBJECTS};
-use crate::order::Order;
+use crate::free::Free;
 use crate::vector;
 
 /// What `tags` of a span without accounted objects leads to.
@@ -49,18 +49,14 @@ unsafe impl Sync for Span {}
 /// What the central list keeps in a span.
 #[derive(Debug)]
 pub(crate) struct Listed {
-    /// Objects that came back: each begins with a pointer to the next.
-    pub(crate) free: *mut u8,
-    /// Objects from here on were never out.
-    pub(crate) fresh: usize,
-    /// Objects that are in: those of `free`, and the fresh ones.
+    /// Which objects are in.
+    pub(crate) free: Free,
+    /// How many.
     pub(crate) nr_free: usize,
     /// When the last object came back, in milliseconds.
     pub(crate) emptied_ms: u32,
     pub(crate) next: *const Span,
     pub(crate) prev: *const Span,
-    /// Takes the place of `free` and `fresh` where free lists are out of band.
-    pub(crate) order: Order,
 }
 
 impl Record for Span {
@@ -73,13 +69,11 @@ impl Record for Span {
             next_free: AtomicU32::new(NONE),
             ledger: AtomicPtr::new(ptr::null_mut()),
             central: UnsafeCell::new(Listed {
-                free: ptr::null_mut(),
-                fresh: 0,
+                free: Free::new(),
                 nr_free: 0,
                 emptied_ms: 0,
                 next: ptr::null(),
                 prev: ptr::null(),
-                order: Order::new(),
             }),
         }
     }

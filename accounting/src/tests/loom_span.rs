@@ -2,7 +2,7 @@
 //!
 //! The shape of `central.rs`, `span.rs` and `maps.rs` of the layer above, with their orderings: the
 //! list of a class under its lock, tags relaxed, vectors published once. An object's memory is a cell:
-//! its user writes it, and while it is in the span it holds the link of the free list.
+//! whoever has it writes it, and the lock is all that orders one user after the other.
 
 use std::sync::Arc;
 
@@ -79,13 +79,7 @@ impl Class {
 
     /// `central::take` of one object, and its tag: `bypass::take_paid`.
     fn allocate(&self, tag: u32) -> bool {
-        let taken = self.with_list(|is_in| {
-            if *is_in {
-                // SAFETY: the object is in, so the lock guards it; loom checks it.
-                self.memory.with(|memory| unsafe { *memory });
-            }
-            core::mem::replace(is_in, false)
-        });
+        let taken = self.with_list(|is_in| core::mem::replace(is_in, false));
         if taken {
             let old = self.tag.load(Ordering::Relaxed);
             assert_eq!(old, 0, "an object that was in has no tag");
@@ -105,11 +99,9 @@ impl Class {
         if self.left_out != Some(LeftOut::ClearFirst) {
             clear();
         }
-        self.with_list(|is_in| {
-            // SAFETY: the object is this thread's, and the lock is held; loom checks it.
-            self.memory.with_mut(|memory| unsafe { *memory = 0 });
-            *is_in = true;
-        });
+        // SAFETY: the object is this thread's still; loom checks it.
+        self.memory.with_mut(|memory| unsafe { *memory = 0 });
+        self.with_list(|is_in| *is_in = true);
         if self.left_out == Some(LeftOut::ClearFirst) {
             clear();
         }
@@ -229,7 +221,8 @@ impl Span {
 
     /// `maps::make_taggable`: vector `own` is this thread's, until it is published.
     fn make_taggable(&self, own: usize) {
-        let known = if self.left_out == Some(LeftOut::EntryFirst) { &self.tags } else { &self.entry };
+        let known =
+            if self.left_out == Some(LeftOut::EntryFirst) { &self.tags } else { &self.entry };
         if known.load(Ordering::Acquire) != 0 {
             return;
         }

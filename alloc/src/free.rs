@@ -1,0 +1,152 @@
+//! Which objects of a span are in: a bit for each, out of band.
+//!
+//! The memory of a free object is not touched. It may be cold, or in another core's cache, and a list
+//! through it is a wait for each object; nor need it be trusted, if the program may have written to it
+//! after it gave it back. Objects go out in the order of their addresses; hardened, in a random one.
+//!
+//! # Invariants
+//!
+//! - The bit of an object is set exactly while it is in. Words below `first` are 0 (hardened it stays 0).
+//! - The storage belongs to the span's record for ever: it fits its class.
+
+use core::ptr;
+
+use crate::class::Class;
+use crate::edge::HARDENED;
+use crate::{hardened, vector};
+
+const BITS: usize = u64::BITS as usize;
+
+/// The objects of a span that are in.
+#[derive(Debug)]
+pub(crate) struct Free {
+    words: *mut u64,
+    nr: usize,
+    first: usize,
+    chance: u64,
+}
+
+impl Free {
+    pub(crate) const fn new() -> Self {
+        Self { words: ptr::null_mut(), nr: 0, first: 0, chance: 0 }
+    }
+
+    /// All objects of a span of `class` are in. `false`: no memory.
+    pub(crate) fn begin(&mut self, class: Class) -> bool {
+        let nr = class.nr_objects();
+        if self.words.is_null() {
+            // Vectors are aligned to a cache line, and zeroed.
+            self.words = vector::take_other(2 * nr.div_ceil(BITS)).cast();
+            if self.words.is_null() {
+                return false;
+            }
+            self.nr = nr;
+        }
+        if HARDENED {
+            self.chance = hardened::seed(self.chance);
+        }
+        self.first = 0;
+        let words = self.words();
+        words.fill(u64::MAX);
+        if let Some(last) = words.last_mut().filter(|_| !nr.is_multiple_of(BITS)) {
+            *last = (1 << (nr % BITS)) - 1;
+        }
+        true
+    }
+
+    fn words(&mut self) -> &mut [u64] {
+        debug_assert!(!self.words.is_null(), "the span was begun");
+        // SAFETY: the storage has that many words, is never unmapped, and is this value's alone.
+        unsafe { core::slice::from_raw_parts_mut(self.words, self.nr.div_ceil(BITS)) }
+    }
+
+    /// Takes as many objects out as `out` has room for, of those that are in; answers how many. `at` says
+    /// where an object is.
+    pub(crate) fn take(&mut self, out: &mut [*mut u8], at: impl Fn(usize) -> *mut u8) -> usize {
+        let mut taken = 0;
+        while taken < out.len() {
+            let Some(index) = self.pop() else { break };
+            out[taken] = at(index);
+            taken += 1;
+        }
+        taken
+    }
+
+    #[inline(always)]
+    fn pop(&mut self) -> Option<usize> {
+        // Hardened, the search begins anywhere, and goes round.
+        let start =
+            if HARDENED { hardened::below(&mut self.chance, self.nr) } else { self.first * BITS };
+        let (first, turn) = (start / BITS, start % BITS);
+        let words = self.words();
+        for step in 0..words.len() {
+            let at =
+                if first + step < words.len() { first + step } else { first + step - words.len() };
+            if words[at] == 0 {
+                continue;
+            }
+            // The lowest bit that is set from `turn` on, and from the lowest if there is none.
+            #[expect(clippy::cast_possible_truncation, reason = "below 64")]
+            let turned = words[at].rotate_right(turn as u32);
+            let bit = (turned.trailing_zeros() as usize + turn) % BITS;
+            words[at] &= !(1 << bit);
+            self.first = if HARDENED { 0 } else { at };
+            return Some(at * BITS + bit);
+        }
+        None
+    }
+
+    /// Puts an object in, which is out.
+    #[inline]
+    pub(crate) fn put(&mut self, index: usize) {
+        let word = &mut self.words()[index / BITS];
+        debug_assert_eq!(*word >> (index % BITS) & 1, 0, "an object is given back once");
+        *word |= 1 << (index % BITS);
+        self.first = self.first.min(index / BITS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::alloc::Layout;
+
+    use super::*;
+
+    fn take_all(free: &mut Free) -> Vec<usize> {
+        let mut out = [ptr::null_mut(); 10_000];
+        let taken = free.take(&mut out, ptr::without_provenance_mut);
+        out[..taken].iter().map(|object| object.addr()).collect()
+    }
+
+    #[test]
+    fn each_object_comes_out_once_and_in_a_random_order_only_if_hardened() {
+        for class in Class::all() {
+            let mut free = Free::new();
+            assert!(free.begin(class));
+            let mut taken = take_all(&mut free);
+            assert_eq!(taken.len(), class.nr_objects());
+            assert_eq!(taken.is_sorted(), !HARDENED || taken.len() < 3);
+            taken.sort_unstable();
+            assert!(taken.into_iter().eq(0..class.nr_objects()));
+            assert_eq!(take_all(&mut free), []);
+        }
+    }
+
+    #[test]
+    fn what_comes_back_goes_out_again() {
+        let class = Class::of(Layout::new::<[u64; 4]>()).expect("a slab class");
+        let mut free = Free::new();
+        assert!(free.begin(class));
+        assert_eq!(take_all(&mut free).len(), class.nr_objects());
+        for index in [900, 3, 64, 63] {
+            free.put(index);
+        }
+        let mut again = take_all(&mut free);
+        assert!(HARDENED || again.is_sorted());
+        again.sort_unstable();
+        assert_eq!(again, [3, 63, 64, 900]);
+        // A second use of the record.
+        assert!(free.begin(class));
+        assert_eq!(take_all(&mut free).len(), class.nr_objects());
+    }
+}
