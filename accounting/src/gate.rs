@@ -23,7 +23,7 @@
 //! - `DRAIN` is set and cleared by the holder of the lock; the other reasons by whoever their
 //!   documentation says.
 
-use crate::sync::{AtomicU32, Ordering, compiler_fence, fence, yield_now};
+use crate::sync::{AtomicU32, Ordering, compiler_fence, fence, lock_tried, yield_now};
 
 /// Why an owner's fast path is closed: a set of bits, all of which cost it the same one test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,7 +219,10 @@ impl Gate {
         if !step!(self, Lock) {
             return true;
         }
-        self.lock.compare_exchange(0, 1, at!(self, LockOrder, Acquire), Ordering::Relaxed).is_ok()
+        let order = at!(self, LockOrder, Acquire);
+        let taken = self.lock.compare_exchange(0, 1, order, Ordering::Relaxed).is_ok();
+        lock_tried(taken);
+        taken
     }
 
     /// Takes the lock, waiting at most about `timeout_ms` for it.

@@ -26,6 +26,8 @@ mod barrier;
 mod clock;
 mod context;
 mod counter;
+#[cfg(all(memcg_counting, not(loom)))]
+mod counting;
 mod event;
 mod finding;
 mod gate;

@@ -1,12 +1,18 @@
 //! The atomics and the short lock that the protocols are written in.
 //!
 //! This is the only file that knows loom: with `--cfg loom` the same names are loom's, so that
-//! a model runs the code itself and not a copy of it.
+//! a model runs the code itself and not a copy of it. With `--cfg memcg_counting` they are
+//! those of `counting.rs`.
 
 #[cfg(not(loom))]
 mod imp {
-    pub use core::sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+    #[cfg(not(memcg_counting))]
+    pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
+    pub use core::sync::atomic::{Ordering, compiler_fence, fence};
+
+    #[cfg(memcg_counting)]
+    pub use crate::counting::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Counts, counts,
     };
 
     /// How a thread waits for a [`Lock`](super::Lock): a few pauses, then it yields the CPU, so
@@ -34,13 +40,32 @@ mod imp {
     /// Takes `lock`, waiting for it.
     #[inline]
     pub fn lock<T>(lock: &Lock<T>) -> Guard<'_, T> {
-        lock.lock()
+        #[cfg(memcg_counting)]
+        if let Some(guard) = try_lock(lock) {
+            return guard;
+        }
+        let guard = lock.lock();
+        #[cfg(memcg_counting)]
+        crate::counting::short_lock_tried(true);
+        guard
     }
 
     /// Takes `lock` if it is free.
     #[inline]
     pub fn try_lock<T>(lock: &Lock<T>) -> Option<Guard<'_, T>> {
-        lock.try_lock()
+        let guard = lock.try_lock();
+        #[cfg(memcg_counting)]
+        crate::counting::short_lock_tried(guard.is_some());
+        guard
+    }
+
+    /// Notes that a lock made of these atomics was tried, in a build that counts.
+    #[inline(always)]
+    pub(crate) fn lock_tried(taken: bool) {
+        #[cfg(memcg_counting)]
+        crate::counting::lock_tried(taken);
+        #[cfg(not(memcg_counting))]
+        let _ = taken;
     }
 }
 
@@ -69,6 +94,9 @@ mod imp {
     pub fn try_lock<T>(lock: &Lock<T>) -> Option<Guard<'_, T>> {
         lock.try_lock().ok()
     }
+
+    /// Models count nothing.
+    pub(crate) fn lock_tried(_: bool) {}
 }
 
 pub use imp::*;

@@ -9,8 +9,7 @@
 //! - Each object in a magazine is charged through its tag, if it has one.
 //! - What was taken off a tag is in the stock or in the log until it is uncharged.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
+use memcg_accounting::sync::{AtomicU32, Ordering};
 use memcg_accounting::{MAX_UNSPENT, NotHandedOver, Payer, Stock, Tag, UnchargeLog};
 
 use crate::central;

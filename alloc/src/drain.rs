@@ -11,9 +11,8 @@
 //! on after [`PATIENCE_MS`], and counted.
 
 use core::ptr;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use memcg_accounting::sync::{Lock, lock};
+use memcg_accounting::sync::{AtomicU32, AtomicU64, Lock, Ordering, lock};
 use memcg_accounting::{BarrierKind, GroupRef, Tag, now_ms};
 
 use crate::cached::Cached;

@@ -4,9 +4,7 @@
 //! the locks of the tree and the central lists are taken. jemalloc's own handler runs after ours before the fork, and before ours
 //! after it, for it was registered first. The child takes over the other threads' records.
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
-use memcg_accounting::sync::lock;
+use memcg_accounting::sync::{AtomicBool, Ordering, lock};
 
 use crate::drain::{self, DRAIN};
 use crate::process::{ENGINE, TREE};

@@ -20,9 +20,9 @@
 //!   it came back last.
 
 use core::alloc::Layout;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use memcg_accounting::Tag;
+use memcg_accounting::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::class::Class;
 use crate::edge::{CHECKS, LEDGER};

@@ -75,6 +75,8 @@ mod verify;
 mod watch;
 mod worker;
 
+#[cfg(memcg_counting)]
+pub use memcg_accounting::sync::{Counts, counts};
 pub use memcg_accounting::{EventKind, Events, Limit, OnLimit, ParseLimitError};
 
 pub use builder::GroupBuilder;

@@ -18,8 +18,8 @@
 //!   for every other page.
 
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use memcg_accounting::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use memcg_accounting::{SYSTEM, Tag};
 
 use crate::class::{CHUNK, Class};

@@ -7,7 +7,8 @@ use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use memcg_accounting::sync::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::error::OverLimit;
 use crate::scope::{self, fallible, unaccounted};

@@ -5,10 +5,10 @@
 //! of what was saved for it and the local one.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use memcg_accounting::GroupRef;
+use memcg_accounting::sync::{AtomicU64, Ordering};
 
 use crate::group::Group;
 use crate::process::TREE;

@@ -4,8 +4,8 @@
 //! so it allocates nothing and takes no lock of std.
 
 use core::ffi::c_void;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use memcg_accounting::sync::{AtomicBool, AtomicU32, Ordering};
 use memcg_accounting::{Barrier, Bell, Root, SYSTEM, Tree};
 use memcg_shrink::Engine;
 use once_cell::race::OnceBool;
@@ -19,6 +19,10 @@ pub(crate) static ENGINE: Engine = Engine::new(&TREE);
 /// The heavy side of every gate.
 pub(crate) static BARRIER: Barrier = Barrier::new();
 
+/// Whether anything is tagged and charged at all: not in a build with `--cfg memcg_unaccounted`, which is
+/// there to measure what accounting costs. Nothing else asks for that flag.
+pub(crate) const ACCOUNTED: bool = !cfg!(memcg_unaccounted);
+
 /// Whether any object may have a tag: from the first group on, or always with an accounted
 /// root. Never taken back.
 static TRACKING: AtomicBool = AtomicBool::new(false);
@@ -29,7 +33,7 @@ static TRACKING: AtomicBool = AtomicBool::new(false);
 /// the tag's group was made, and this flag set, before that.
 #[inline(always)]
 pub(crate) fn is_tracking() -> bool {
-    TRACKING.load(Ordering::Relaxed)
+    ACCOUNTED && TRACKING.load(Ordering::Relaxed)
 }
 
 /// From now on tags are looked at.

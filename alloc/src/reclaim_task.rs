@@ -18,12 +18,11 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use memcg_accounting::GroupRef;
-use memcg_accounting::sync::{Lock, lock};
+use memcg_accounting::sync::{AtomicBool, AtomicU32, AtomicU64, Lock, Ordering, lock};
 use memcg_shrink::{Errand, ErrandEnd, futex_wait, futex_wake};
 
 use crate::error::Error;

@@ -19,9 +19,10 @@
 use core::cell::{Cell, UnsafeCell};
 use core::ffi::c_void;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering, fence};
 
-use memcg_accounting::sync::{Guard, try_lock, yield_now};
+use memcg_accounting::sync::{
+    AtomicBool, AtomicPtr, AtomicU32, Guard, Ordering, fence, try_lock, yield_now,
+};
 use memcg_accounting::{
     BarrierKind, Gate, GroupRef, Payer, Reason, Request, Root, SYSTEM, Tag, now_ms,
 };
@@ -118,7 +119,7 @@ impl Record {
     /// Whether tags must be looked at. Relaxed: see [`process::is_tracking`].
     #[inline(always)]
     pub(crate) fn tracks(&self) -> bool {
-        self.tracks.load(Ordering::Relaxed)
+        process::ACCOUNTED && self.tracks.load(Ordering::Relaxed)
     }
 
     fn set_current(&self, bits: u32) {

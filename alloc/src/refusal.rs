@@ -2,11 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use memcg_accounting::GroupRef;
-use memcg_accounting::sync::{Lock, lock};
+use memcg_accounting::sync::{AtomicBool, Lock, Ordering, lock};
 use memcg_shrink::Refusal as RawRefusal;
 
 use crate::error::OverLimit;

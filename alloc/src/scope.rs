@@ -8,7 +8,7 @@ use core::marker::PhantomData;
 
 use memcg_accounting::{GroupRef, OverLimit as RawOverLimit, Payer, Request};
 
-use crate::process::{ENGINE, TREE};
+use crate::process::{ACCOUNTED, ENGINE, TREE};
 use crate::record;
 
 /// Who pays for what the thread allocates.
@@ -26,6 +26,7 @@ impl Current {
     /// The payer that this stands for.
     pub(crate) fn payer(self) -> Payer {
         match self {
+            _ if !ACCOUNTED => Payer::NOBODY,
             Current::Root => TREE.payer(GroupRef::ROOT),
             Current::Nobody => Payer::NOBODY,
             Current::Group(payer) => payer,

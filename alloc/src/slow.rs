@@ -4,8 +4,8 @@
 //! else does. It never charges with reclaim, drains or waits while it holds the lock.
 
 use core::ptr;
-use core::sync::atomic::AtomicU32;
 
+use memcg_accounting::sync::AtomicU32;
 use memcg_accounting::{Charged, Payer, Reason, Root, Want};
 
 use crate::bypass;

@@ -16,9 +16,9 @@
 
 use core::cell::UnsafeCell;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use memcg_accounting::Tag;
+use memcg_accounting::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use memcg_accounting::table::{NONE, Record};
 
 use crate::class::{Class, MAX_OBJECTS};

@@ -5,10 +5,8 @@
 //!
 //! What else belongs to a span's record for ever is cut from an arena of its own.
 
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-
 use memcg_accounting::SYSTEM;
-use memcg_accounting::sync::{Lock, lock};
+use memcg_accounting::sync::{AtomicU32, AtomicUsize, Lock, Ordering, lock};
 
 use crate::edge::HARDENED;
 

@@ -29,11 +29,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use memcg_accounting::sync::{Lock, lock};
+use memcg_accounting::sync::{AtomicBool, AtomicU32, AtomicU64, Lock, Ordering, lock};
 use memcg_accounting::{EventKind, EventSet, GroupRef, NoWatch, Root, Seen, Window, now_us};
 
 use crate::error::Error;

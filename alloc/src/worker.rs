@@ -12,7 +12,8 @@
 use core::ffi::{CStr, c_void};
 use core::mem::MaybeUninit;
 use core::ptr;
-use core::sync::atomic::{AtomicU32, Ordering};
+
+use memcg_accounting::sync::{AtomicU32, Ordering};
 
 use crate::process::ENGINE;
 use crate::{drain, watch};

@@ -7,9 +7,8 @@
 //! - A member's cache stays where it is from `join` to `leave`.
 
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
 
-use memcg_accounting::sync::{Lock, lock};
+use memcg_accounting::sync::{AtomicPtr, Lock, Ordering, lock};
 
 use super::shared::Shared;
 

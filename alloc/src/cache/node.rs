@@ -5,8 +5,8 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering, fence};
 
+use memcg_accounting::sync::{AtomicBool, AtomicPtr, AtomicU32, Ordering, fence};
 use memcg_shrink::Links;
 
 use crate::error::OverLimit;

@@ -8,7 +8,8 @@ use std::cell::UnsafeCell;
 use std::fmt;
 use std::hint;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU32, Ordering};
+
+use memcg_accounting::sync::{AtomicU32, Ordering};
 
 /// A writer is in.
 const WRITER: u32 = 1 << 31;

@@ -1,6 +1,6 @@
 //! A part of a cache: a table with its lock and its counters.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use memcg_accounting::sync::{AtomicU64, AtomicUsize, Ordering};
 
 use super::node::NodeRef;
 use super::rw::{ReadGuard, RwLock, WriteGuard};

@@ -26,9 +26,9 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use memcg_accounting::GroupRef;
+use memcg_accounting::sync::{AtomicU64, AtomicUsize, Ordering};
 
 use super::evict::quietly;
 use super::fork;

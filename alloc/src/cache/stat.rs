@@ -1,6 +1,6 @@
 //! What a cache counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use memcg_accounting::sync::{AtomicU64, Ordering};
 
 use super::shard::Shard;
 use super::shared::Shared;

@@ -22,7 +22,8 @@
 use std::alloc::{Layout, alloc_zeroed};
 use std::fmt;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+
+use memcg_accounting::sync::{AtomicPtr, Ordering};
 
 use super::node::{Node, NodeRef};
 

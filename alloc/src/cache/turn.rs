@@ -8,9 +8,10 @@ use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
+
+use memcg_accounting::sync::{AtomicU64, Ordering};
 
 /// An update under way. It lives on the stack of the thread that updates.
 #[derive(Debug)]

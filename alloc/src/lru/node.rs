@@ -4,8 +4,8 @@ use std::fmt;
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use memcg_accounting::sync::{AtomicBool, Ordering};
 use memcg_shrink::Links;
 
 /// What a node is in memory.
