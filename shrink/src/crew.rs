@@ -68,9 +68,13 @@ impl Crew {
         futex_wake(&self.keeper, 1);
     }
 
-    /// The keeper shall tick until a tick says that nothing is left.
+    /// The keeper shall tick until a tick says that nothing is left, made visible before this. It is woken
+    /// if it does not tick yet.
     pub(crate) fn want_ticks(&self) {
-        // Relaxed: the wake orders it; a test first, for this is called often.
+        // Partner: the fence in `begin_tick`. Either the next tick sees what there is, or this sees that the
+        // wish was forgotten.
+        fence(Ordering::SeqCst);
+        // Relaxed: the wake orders it, where there is one.
         if !self.wants_tick.load(Ordering::Relaxed) {
             self.wants_tick.store(true, Ordering::Relaxed);
             self.wake_keeper();
@@ -158,9 +162,16 @@ impl Crew {
         futex_wait(&self.keeper, seen, timeout_ms);
     }
 
-    /// Whether somebody wanted ticks since the last time.
-    pub(crate) fn take_tick_wish(&self) -> bool {
-        self.wants_tick.load(Ordering::Relaxed) && self.wants_tick.swap(false, Ordering::Relaxed)
+    /// Whether somebody wanted ticks since the last one began. Relaxed: `keeper_signal` is read before.
+    pub(crate) fn is_tick_wanted(&self) -> bool {
+        self.wants_tick.load(Ordering::Relaxed)
+    }
+
+    /// A tick begins: who has something that it may not see any more wants another one.
+    pub(crate) fn begin_tick(&self) {
+        self.wants_tick.store(false, Ordering::Relaxed);
+        // Partner: the fence in `want_ticks`.
+        fence(Ordering::SeqCst);
     }
 
     /// Forgets all threads, in the child of a fork.

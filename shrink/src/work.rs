@@ -176,10 +176,11 @@ impl Engine {
         let (mut ticking, mut ticked_at) = (false, now_ms());
         loop {
             let seen = self.crew.keeper_signal();
-            if self.crew.take_tick_wish() && !ticking {
+            if !ticking && self.crew.is_tick_wanted() {
                 (ticking, ticked_at) = (true, now_ms());
             }
             if ticking && now_ms().wrapping_sub(ticked_at) >= TICK_MS {
+                self.crew.begin_tick();
                 ticking = tick();
                 ticked_at = now_ms();
             }

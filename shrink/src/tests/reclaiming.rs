@@ -240,6 +240,21 @@ fn the_keeper_ticks_while_it_is_wanted_and_sleeps_otherwise() {
 }
 
 #[test]
+fn a_keeper_that_ticks_is_not_woken_for_more_ticks() {
+    let sim = Sim::new(Root::Untracked);
+    assert!(sim.engine.summon());
+    let (crew, ticks) = (&sim.engine.crew, || sim.nr_ticks.load(Ordering::Relaxed));
+    let before = crew.keeper_signal();
+    for _ in 0..50 {
+        sim.engine.want_ticks();
+        thread::sleep(Duration::from_millis(1));
+    }
+    let woken = crew.keeper_signal() - before;
+    // It asks anew for each tick, and sees to it that there is a worker.
+    assert!(woken <= ticks() + 3, "woken {woken} times for {} ticks", ticks());
+}
+
+#[test]
 fn a_subtree_of_many_groups_is_asked_only_where_it_is_marked() {
     let sim = Sim::new(Root::Untracked);
     let top = sim.group(GroupRef::ROOT, "top", 100 * MIB);
