@@ -41,6 +41,7 @@ mod drain;
 mod edge;
 mod error;
 mod finding;
+pub mod footprint;
 mod fork;
 mod free;
 mod global;
