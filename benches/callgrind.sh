@@ -14,24 +14,29 @@ workloads=("$@")
 
 # As `compare` builds them: the peers without memcg, whose jemalloc keeps statistics.
 cargo build --quiet --release -p memcg-benches --no-default-features --features peers --bins
-cargo build --quiet --release -p memcg-benches --no-default-features --features "ours ${MEMCG_FEATURES:-}" --bin on-memcg
-bin=${CARGO_TARGET_DIR:-target}/release
+ours=(--quiet --release -p memcg-benches --no-default-features --features "ours ${MEMCG_FEATURES:-}" --bin on-memcg)
+cargo build "${ours[@]}"
+target=${CARGO_TARGET_DIR:-target}
+# The same with accounting compiled out, where `compare` has it.
+RUSTFLAGS="${RUSTFLAGS:-} --cfg memcg_unaccounted" cargo build "${ours[@]}" --target-dir "$target/unaccounted"
+bin=$target/release
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
 # turns binary workload state: "instructions operations"
 count() {
     valgrind --tool=callgrind --callgrind-out-file=/dev/null \
-        "$bin/$2" --workload "$3" --scale tiny --state "$4" --turns "$1" >"$out/answer" 2>"$out/log" ||
+        "$2" --workload "$3" --scale tiny --state "$4" --turns "$1" >"$out/answer" 2>"$out/log" ||
         { cat "$out/log" >&2; exit 1; }
     echo "$(awk '/Collected :/ { print $4 }' "$out/log") $(grep -o '"operations":[0-9]*' "$out/answer" | cut -d: -f2)"
 }
 
-echo "| instructions | jemalloc | mimalloc | memcg, none | memcg, limited | memcg, 1000 groups |"
-echo "|---|---|---|---|---|---|"
+echo "| instructions | jemalloc | mimalloc | memcg, compiled out | none | limited | 1000 groups |"
+echo "|---|---|---|---|---|---|---|"
 for workload in "${workloads[@]}"; do
     printf '| %s |' "$workload"
-    for child in "on-jemalloc none" "on-mimalloc none" "on-memcg none" "on-memcg limited" "on-memcg groups-1000"; do
+    for child in "$bin/on-jemalloc none" "$bin/on-mimalloc none" "$target/unaccounted/release/on-memcg compiled-out" \
+        "$bin/on-memcg none" "$bin/on-memcg limited" "$bin/on-memcg groups-1000"; do
         read -r binary state <<<"$child"
         read -r few few_done <<<"$(count 1 "$binary" "$workload" "$state")"
         read -r many many_done <<<"$(count 11 "$binary" "$workload" "$state")"

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use memcg_benches::meter::Scale;
-use memcg_benches::{compare, reclaim, scale};
+use memcg_benches::{compare, counts, reclaim, scale};
 
 #[global_allocator]
 static ALLOC: memcg::Memcg = memcg::Memcg::new();
@@ -24,13 +24,15 @@ enum Command {
     Compare(Compare),
     /// memcg with many groups, threads and levels; bytes of each
     Scale(Scaled),
+    /// memcg's atomics and locks of each operation, by a build that counts them
+    Counts(Alone),
     /// memcg at its limits: evictions, latency, large trees
     Reclaim(Alone),
 }
 
 #[derive(Args)]
 struct Compare {
-    /// Within about two minutes
+    /// Within some minutes
     #[arg(long)]
     quick: bool,
     /// Compare CPU time, for a machine that does other work too
@@ -60,6 +62,9 @@ struct Scaled {
     /// One section: groups, threads, depth, lives or bytes
     #[arg(long, value_name = "SECTION")]
     only: Option<String>,
+    /// Write the figures that have an aim there
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -86,7 +91,10 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             json: compare.json,
             svg: compare.svg,
         }),
-        Command::Scale(scaled) => scale::run(scaled.alone.scale(), scaled.only.as_deref()),
+        Command::Scale(scaled) => {
+            scale::run(scaled.alone.scale(), scaled.only.as_deref(), scaled.json.as_deref())
+        }
+        Command::Counts(alone) => counts::run(alone.scale()),
         Command::Reclaim(alone) => reclaim::run(alone.scale()),
     }
 }

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scale {
     /// One small turn: that it runs, not how fast.
+    #[default]
     Tiny,
     /// A figure within tens of milliseconds.
     Quick,

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use memcg::{Cache, Entered, FutureExt, Group};
 
-use crate::tenants::{NoScope, Nobody, Tenants, TestCache, Turn};
+use crate::tenants::{Nobody, Tenants, TestCache, Turn};
 
 /// Operations between two switches of the group.
 pub const STRETCH: u32 = 16;
 
 /// memcg serves, and no group is used.
-#[derive(Clone, Copy, Debug)]
-pub struct Unused;
+pub type Unused = Nobody<OurCache>;
 
 /// Groups that live as long as the process. With `SWITCH` a workload goes to the next one after
 /// each [`STRETCH`] operations; without, all of it is the first one's.
@@ -86,34 +85,6 @@ impl<const SWITCH: bool> Tenants for Groups<SWITCH> {
         F: Future + Send + 'static,
     {
         future.in_group(self.number(tenant))
-    }
-}
-
-impl Tenants for Unused {
-    type Scope = NoScope;
-    type Turn = Nobody;
-    type Cache = OurCache;
-
-    #[inline(always)]
-    fn home(self) -> NoScope {
-        NoScope
-    }
-
-    #[inline(always)]
-    fn of(self, _: usize) -> NoScope {
-        NoScope
-    }
-
-    #[inline(always)]
-    fn turn(self) -> Nobody {
-        Nobody
-    }
-
-    fn future<F>(self, _: usize, future: F) -> impl Future<Output = F::Output> + Send + 'static
-    where
-        F: Future + Send + 'static,
-    {
-        future
     }
 }
 

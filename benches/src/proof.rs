@@ -81,6 +81,13 @@ pub fn snmalloc() -> bool {
         .is_some_and(|size| (PROBE..2 * PROBE).contains(&size))
 }
 
+/// memcg, in a build without accounting. No group is asked, for the workload is to find none.
+#[cfg(feature = "ours")]
+#[must_use]
+pub fn unaccounted() -> bool {
+    memcg::is_installed() && cfg!(memcg_unaccounted)
+}
+
 /// memcg: it says so, and it knows the group of an object.
 #[cfg(feature = "ours")]
 #[must_use]

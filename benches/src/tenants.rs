@@ -1,6 +1,7 @@
 //! For whom a workload allocates: nobody, or groups.
 
 use std::future::Future;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::second_chance::SecondChance;
@@ -23,14 +24,17 @@ pub trait Tenants: Copy + Send + Sync + 'static {
     /// A workload's clock.
     fn turn(self) -> Self::Turn;
 
-    /// A future of the tenant of that number.
+    /// A future of the tenant of that number: of nobody, where there are none.
     fn future<F>(
         self,
-        tenant: usize,
+        _tenant: usize,
         future: F,
     ) -> impl Future<Output = F::Output> + Send + 'static
     where
-        F: Future + Send + 'static;
+        F: Future + Send + 'static,
+    {
+        future
+    }
 }
 
 /// Counts operations, and goes to the next tenant when it is time to.
@@ -51,23 +55,49 @@ pub trait TestCache: Send + Sync + 'static {
     fn put(&self, key: u64, value: Arc<[u8]>);
 }
 
-/// Nobody is charged: a peer without groups.
-#[derive(Clone, Copy, Debug)]
-pub struct Nobody;
+/// Nobody is charged: a peer without groups, whose programs would use the cache `C`.
+#[derive(Debug)]
+pub struct Nobody<C = SecondChance>(PhantomData<fn() -> C>);
+
+impl Nobody {
+    /// With a cache of std's parts.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl<C> Default for Nobody<C> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<C> Clone for Nobody<C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C> Copy for Nobody<C> {}
 
 /// Entered nothing.
 #[derive(Debug)]
 pub struct NoScope;
 
-impl Turn for Nobody {
+/// Goes to nobody else.
+#[derive(Debug)]
+pub struct NoTurn;
+
+impl Turn for NoTurn {
     #[inline(always)]
     fn tick(&mut self) {}
 }
 
-impl Tenants for Nobody {
+impl<C: TestCache> Tenants for Nobody<C> {
     type Scope = NoScope;
-    type Turn = Nobody;
-    type Cache = SecondChance;
+    type Turn = NoTurn;
+    type Cache = C;
 
     #[inline(always)]
     fn home(self) -> NoScope {
@@ -80,14 +110,7 @@ impl Tenants for Nobody {
     }
 
     #[inline(always)]
-    fn turn(self) -> Nobody {
-        Nobody
-    }
-
-    fn future<F>(self, _: usize, future: F) -> impl Future<Output = F::Output> + Send + 'static
-    where
-        F: Future + Send + 'static,
-    {
-        future
+    fn turn(self) -> NoTurn {
+        NoTurn
     }
 }

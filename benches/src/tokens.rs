@@ -1,6 +1,5 @@
 //! tracking-allocator's groups as tenants: each thread enters one.
 
-use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracking_allocator::{
@@ -8,7 +7,7 @@ use tracking_allocator::{
 };
 
 use crate::second_chance::SecondChance;
-use crate::tenants::{Nobody, Tenants};
+use crate::tenants::{NoTurn, Tenants};
 
 /// Bytes that were allocated and freed. The trait leaves it to the user what to do with an event;
 /// this is the least that accounting can do.
@@ -61,7 +60,7 @@ pub type Entered = Option<AllocationGuard<'static>>;
 
 impl Tenants for Tokens {
     type Scope = Entered;
-    type Turn = Nobody;
+    type Turn = NoTurn;
     type Cache = SecondChance;
 
     fn home(self) -> Entered {
@@ -73,14 +72,7 @@ impl Tenants for Tokens {
         None
     }
 
-    fn turn(self) -> Nobody {
-        Nobody
-    }
-
-    fn future<F>(self, _: usize, future: F) -> impl Future<Output = F::Output> + Send + 'static
-    where
-        F: Future + Send + 'static,
-    {
-        future
+    fn turn(self) -> NoTurn {
+        NoTurn
     }
 }

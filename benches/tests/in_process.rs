@@ -27,7 +27,7 @@ static TRACKING: tracking_allocator::Allocator<Jemalloc> =
 
 /// Runs what calls the allocator itself, and `programs` too where it is the installed one.
 fn every<A: Allocator, T: Tenants>(allocator: &'static A, tenants: T, programs: bool) {
-    let cx = Cx { heap: Heap(allocator), tenants, scale: Scale::Tiny };
+    let cx = Cx { heap: Heap(allocator), tenants, scale: Scale::Tiny, threads: None };
     for workload in workload::all::<A, T>() {
         if programs || workload.family != Family::Application {
             let answer = child::measure(cx, workload.name, None).expect("it is in the list");
@@ -39,16 +39,16 @@ fn every<A: Allocator, T: Tenants>(allocator: &'static A, tenants: T, programs: 
 
 #[test]
 fn peers_that_count_nothing() {
-    every(&System, Nobody, false);
-    every(&Jemalloc, Nobody, false);
-    every(&MiMalloc, Nobody, false);
+    every(&System, Nobody::new(), false);
+    every(&Jemalloc, Nobody::new(), false);
+    every(&MiMalloc, Nobody::new(), false);
 }
 
 #[test]
 fn peers_that_count() {
-    every(&CAP, Nobody, false);
-    every(&STATS, Nobody, false);
-    every(&HEADER, Nobody, false);
+    every(&CAP, Nobody::new(), false);
+    every(&STATS, Nobody::new(), false);
+    every(&HEADER, Nobody::new(), false);
     every(&TRACKING, Tokens, false);
 }
 
@@ -56,7 +56,7 @@ fn peers_that_count() {
 fn memcg_in_each_state() {
     let root = Group::root();
     let limited = |name: &str, max: u64| root.builder(name).max(max).build().expect("fresh");
-    every(&ALLOC, Unused, true);
+    every(&ALLOC, Unused::default(), true);
     every(&ALLOC, Groups::<false>::new(vec![limited("one", 4 << 30)]), true);
     let many = (0..100).map(|tenant| limited(&format!("tenant {tenant}"), 4 << 30)).collect();
     every(&ALLOC, Groups::<true>::new(many), true);
@@ -67,6 +67,7 @@ fn memcg_in_each_state() {
         heap: Heap(&ALLOC),
         tenants: Groups::<false>::new(vec![tight.clone()]),
         scale: Scale::Tiny,
+        threads: None,
     };
     child::measure(cx, "cache.own", None).expect("it is in the list");
     assert!(tight.events().max > 0, "{:?}", tight.events());

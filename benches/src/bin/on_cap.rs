@@ -11,5 +11,7 @@ use tikv_jemallocator::Jemalloc;
 static ALLOC: Cap<Jemalloc> = Cap::new(Jemalloc, 16 << 30);
 
 fn main() -> ExitCode {
-    child::main(&ALLOC, Nobody, || proof::jemalloc() && proof::counted(|| ALLOC.allocated() as u64))
+    child::main(&ALLOC, Nobody::new(), || {
+        proof::jemalloc() && proof::counted(|| ALLOC.allocated() as u64)
+    })
 }

@@ -11,7 +11,7 @@ use tikv_jemallocator::Jemalloc;
 static ALLOC: Header<Jemalloc> = Header(Jemalloc);
 
 fn main() -> ExitCode {
-    child::main(&ALLOC, Nobody, || {
+    child::main(&ALLOC, Nobody::new(), || {
         proof::jemalloc() && proof::counted(|| header::usage().unsigned_abs())
     })
 }

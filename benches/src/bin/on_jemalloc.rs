@@ -10,5 +10,5 @@ use tikv_jemallocator::Jemalloc;
 static ALLOC: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
-    child::main(&ALLOC, Nobody, proof::jemalloc)
+    child::main(&ALLOC, Nobody::new(), proof::jemalloc)
 }

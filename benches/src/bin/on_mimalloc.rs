@@ -10,5 +10,5 @@ use mimalloc::MiMalloc;
 static ALLOC: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    child::main(&ALLOC, Nobody, proof::mimalloc)
+    child::main(&ALLOC, Nobody::new(), proof::mimalloc)
 }

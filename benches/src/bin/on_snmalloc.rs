@@ -10,5 +10,5 @@ use snmalloc_rs::SnMalloc;
 static ALLOC: SnMalloc = SnMalloc;
 
 fn main() -> ExitCode {
-    child::main(&ALLOC, Nobody, proof::snmalloc)
+    child::main(&ALLOC, Nobody::new(), proof::snmalloc)
 }

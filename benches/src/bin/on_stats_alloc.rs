@@ -10,7 +10,7 @@ use memcg_benches::{child, proof};
 static ALLOC: LateStats = LateStats::new();
 
 fn main() -> ExitCode {
-    child::main(&ALLOC, Nobody, || {
+    child::main(&ALLOC, Nobody::new(), || {
         proof::jemalloc() && proof::counted(|| ALLOC.get().stats().bytes_allocated as u64)
     })
 }

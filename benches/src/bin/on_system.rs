@@ -10,5 +10,5 @@ use memcg_benches::{child, proof};
 static ALLOC: System = System;
 
 fn main() -> ExitCode {
-    child::main(&ALLOC, Nobody, proof::system)
+    child::main(&ALLOC, Nobody::new(), proof::system)
 }

@@ -1,6 +1,8 @@
-//! Who is compared: peers, and memcg in five states.
+//! Who is compared: peers, memcg with accounting compiled out, and memcg in five states.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use crate::build::Children;
 
 /// What an allocator is in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,17 @@ pub struct Cell {
 /// The title of the column that ratios are of.
 pub(super) const BASE: &str = "jemalloc";
 
+/// memcg in a build without accounting.
+pub(super) const COMPILED_OUT: &str = "compiled out";
+/// memcg where no group is used.
+pub(super) const NONE: &str = "none";
+/// memcg in one limited group.
+pub(super) const LIMITED: &str = "limited";
+/// memcg at the end of a chain of eight limited groups.
+pub(super) const DEEP: &str = "depth 8";
+/// memcg, 1,000 limited groups in turn.
+pub(super) const MANY: &str = "1000 groups";
+
 /// The only workload that has something to evict.
 const EVICTING: &str = "cache.own";
 
@@ -56,15 +69,14 @@ impl Cell {
     }
 }
 
-/// All of them; children are in `directory`.
-pub(super) fn all(directory: &Path) -> Vec<Cell> {
-    let peer =
-        |name: &str, kind, binary: &str| Cell::new(name, kind, directory.join(binary), "none");
-    let ours =
-        |name: &str, state: &str| Cell::new(name, Kind::Ours, directory.join("on-memcg"), state);
+/// All of them.
+pub(super) fn all(children: &Children) -> Vec<Cell> {
+    let at = |binary: &str| children.directory.join(binary);
+    let peer = |name: &str, kind, binary: &str| Cell::new(name, kind, at(binary), "none");
+    let ours = |name: &str, state: &str| Cell::new(name, Kind::Ours, at("on-memcg"), state);
     let mut snmalloc = peer("snmalloc", Kind::Unaccounted, "on-snmalloc");
-    if !cfg!(feature = "peers-cxx") {
-        snmalloc.absent = Some("needs a C++ compiler: run with --features peers-cxx");
+    if !children.cxx {
+        snmalloc.absent = Some("needs a C++ compiler");
     }
     vec![
         peer(BASE, Kind::Unaccounted, "on-jemalloc"),
@@ -77,16 +89,25 @@ pub(super) fn all(directory: &Path) -> Vec<Cell> {
         peer("stats_alloc", Kind::Accounting, "on-stats-alloc"),
         peer("tracking", Kind::Accounting, "on-tracking"),
         peer("header", Kind::Accounting, "on-header"),
-        ours("none", "none"),
-        ours("limited", "limited"),
-        ours("depth 8", "depth-8"),
-        ours("1000 groups", "groups-1000"),
+        Cell::new(COMPILED_OUT, Kind::Ours, children.unaccounted.clone(), "compiled-out"),
+        ours(NONE, "none"),
+        ours(LIMITED, "limited"),
+        ours(DEEP, "depth-8"),
+        ours(MANY, "groups-1000"),
         ours("at limit", "at-limit"),
     ]
 }
 
+/// Children that are nowhere, for tests.
+#[cfg(test)]
+pub(super) fn none() -> Children {
+    Children { directory: PathBuf::new(), unaccounted: PathBuf::new(), cxx: false }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -99,7 +120,7 @@ mod tests {
 
     #[test]
     fn only_what_can_evict_is_run_at_its_limit() {
-        let cells = all(Path::new("/"));
+        let cells = all(&none());
         let at_limit = cells.last().expect("there are cells");
         assert!(at_limit.runs(EVICTING) && !at_limit.runs("pair.64"));
     }

@@ -47,7 +47,7 @@ pub(super) fn draw(report: &Report, path: &Path) -> Result<(), Box<dyn Error>> {
     for (place, &cell) in cells.iter().enumerate() {
         let colour = colour(report.cells[cell].kind, &report.cells[cell].name, place);
         let bars = families.iter().enumerate().filter_map(|(at, family)| {
-            let mean = report.mean(family, cell, |figure| figure.to_base)?;
+            let mean = report.mean(&[family], cell, |figure| figure.to_base)?;
             let left = (at * stride + place) as f64;
             Some(Rectangle::new([(left, 0.0), (left + 0.9, mean.min(TOP))], colour.filled()))
         });

@@ -4,7 +4,7 @@
 //! and each round in another order, so that whatever drifts on the machine hits everyone alike. A ratio is
 //! the median over the rounds of the ratios within a round.
 
-mod build;
+mod aims;
 mod cells;
 mod chart;
 mod report;
@@ -21,9 +21,10 @@ pub use report::{Figure, Report, Row};
 use crate::meter::Scale;
 use crate::tenants::Nobody;
 use crate::workload::{self, Family};
+use crate::{aim, build, scale};
 
 /// What to compare.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// How much of each workload.
     pub scale: Scale,
@@ -41,14 +42,15 @@ pub struct Options {
     pub svg: Option<PathBuf>,
 }
 
-/// Builds the children, runs the rounds, prints the table and writes the files.
+/// Builds the children, runs the rounds, prints the table, what was aimed at and what it came to, and writes the
+/// files. Of some aims [`scale`] has the figure: it is run too, unless `only` some workloads are.
 ///
 /// # Errors
 ///
 /// If a child cannot be built or fails, or a file cannot be written.
 pub fn run(options: &Options) -> Result<(), Box<dyn Error>> {
-    let directory = build::children()?;
-    let mut cells = cells::all(&directory);
+    let children = build::children()?;
+    let mut cells = cells::all(&children);
     for also in &options.also {
         cells.push(Cell::parse(also).ok_or_else(|| format!("not NAME=BINARY[:STATE]: {also}"))?);
     }
@@ -64,8 +66,13 @@ pub fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let measured = rounds::run(&cells, &workloads, options.scale, rounds)?;
     let report = Report::new(cells, &measured, options, rounds);
     print!("{}", table::print(&report));
+    let mut aims = aims::of(&report);
+    if options.only.is_none() {
+        aims.extend(scale::aims(options.scale)?);
+    }
+    println!("\n### Against the aims\n\n{}", aim::table(&aims));
     if let Some(path) = &options.json {
-        fs::write(path, format!("{:#}\n", report.json()))?;
+        fs::write(path, format!("{:#}\n", report.json(&aims)))?;
     }
     if let Some(path) = &options.svg {
         chart::draw(&report, path)?;

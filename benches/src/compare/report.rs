@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::Options;
 use super::cells::{BASE, Cell, Kind};
 use super::rounds::Measured;
+use crate::aim::Aim;
 use crate::meter::{Scale, median, quantile};
 use crate::workload::Family;
 
@@ -19,6 +20,8 @@ pub struct Figure {
     pub to_base: f64,
     /// To the best unaccounted peer of the row.
     pub to_best: f64,
+    /// Of each round.
+    pub rounds: Vec<f64>,
 }
 
 /// One workload, or one property of it.
@@ -106,17 +109,40 @@ impl Report {
         families
     }
 
-    /// The geometric mean over a family's rows of one cell's ratio.
+    /// The column of that title.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
     #[must_use]
-    pub fn mean(&self, family: &str, cell: usize, ratio: fn(&Figure) -> f64) -> Option<f64> {
+    pub fn cell(&self, name: &str) -> usize {
+        self.cells.iter().position(|cell| cell.name == name).expect("a cell of that name")
+    }
+
+    /// The geometric mean over the families' rows of what `ratio` has of them.
+    fn mean_of(&self, families: &[&str], ratio: impl Fn(&Row) -> Option<f64>) -> Option<f64> {
         let logs: Vec<f64> = self
             .rows
             .iter()
-            .filter(|row| row.family == family)
-            .filter_map(|row| row.figures[cell].as_ref())
-            .map(|figure| ratio(figure).ln())
+            .filter(|row| families.contains(&row.family))
+            .filter_map(|row| Some(ratio(row)?.ln()))
             .collect();
         (!logs.is_empty()).then(|| (logs.iter().sum::<f64>() / logs.len() as f64).exp())
+    }
+
+    /// The geometric mean over the families' rows of one cell's ratio.
+    #[must_use]
+    pub fn mean(&self, families: &[&str], cell: usize, ratio: fn(&Figure) -> f64) -> Option<f64> {
+        self.mean_of(families, |row| row.figures[cell].as_ref().map(ratio))
+    }
+
+    /// The geometric mean over the families' rows of the ratio of one cell to another.
+    #[must_use]
+    pub fn between(&self, families: &[&str], cell: usize, to: usize) -> Option<f64> {
+        self.mean_of(families, |row| {
+            let (cell, to) = (row.figures[cell].as_ref()?, row.figures[to].as_ref()?);
+            Some(ratio(&cell.rounds, &to.rounds))
+        })
     }
 
     /// The row of a family in which one cell's ratio to jemalloc is the highest.
@@ -129,9 +155,9 @@ impl Report {
             .max_by(|a, b| a.1.to_base.total_cmp(&b.1.to_base))
     }
 
-    /// All of it.
+    /// All of it, and what it was held against.
     #[must_use]
-    pub fn json(&self) -> Value {
+    pub fn json(&self, aims: &[Aim]) -> Value {
         let rows: Vec<Value> = self
             .rows
             .iter()
@@ -168,8 +194,8 @@ impl Report {
                     Some(json!({
                         "family": family,
                         "cell": cell.name,
-                        "to_jemalloc": self.mean(family, index, |figure| figure.to_base)?,
-                        "to_best_peer": self.mean(family, index, |figure| figure.to_best)?,
+                        "to_jemalloc": self.mean(&[family], index, |figure| figure.to_base)?,
+                        "to_best_peer": self.mean(&[family], index, |figure| figure.to_best)?,
                     }))
                 })
             })
@@ -186,6 +212,7 @@ impl Report {
             "absent": absent,
             "rows": rows,
             "geometric_means": means,
+            "aims": aims.iter().map(Aim::json).collect::<Vec<_>>(),
         })
     }
 }
@@ -218,6 +245,7 @@ fn row(
                     spread: (quantile(mine, 0.75) - quantile(mine, 0.25)) / middle,
                     to_base: ratio(mine, &values[base]),
                     to_best: ratio(mine, &values[best]),
+                    rounds: mine.clone(),
                 }
             })
         })
@@ -227,12 +255,12 @@ fn row(
 
 #[cfg(test)]
 mod tests {
+    use super::super::cells;
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn ratios_are_within_a_round_and_to_the_best_peer() {
-        let cells = super::super::cells::all(Path::new("/"));
+        let cells = cells::all(&cells::none());
         let answer = |ns: f64| json!({ "ns": ns, "peak_rss": 1 << 20, "memory": null });
         let mut answers = vec![Vec::new(); cells.len()];
         let at = |name: &str| cells.iter().position(|cell| cell.name == name).expect("a cell");
@@ -241,23 +269,15 @@ mod tests {
         answers[at("mimalloc")] = vec![answer(5.0), answer(50.0), answer(5.0)];
         answers[at("limited")] = vec![answer(8.0), answer(80.0), answer(9.0)];
         let limited = at("limited");
-        let options = Options {
-            scale: Scale::Quick,
-            cpu: false,
-            rounds: None,
-            only: None,
-            also: Vec::new(),
-            json: None,
-            svg: None,
-        };
+        let options = Options { scale: Scale::Quick, ..Options::default() };
         let measured = vec![(("pair.64", Family::Allocator), answers)];
         let report = Report::new(cells, &measured, &options, 3);
         let row = &report.rows[0];
         assert_eq!(row.best, "mimalloc");
         let figure = row.figures[limited].as_ref().expect("it ran");
         assert!((figure.to_base - 0.8).abs() < 1e-9 && (figure.to_best - 1.6).abs() < 1e-9);
-        let mean = report.mean("allocator", limited, |figure| figure.to_base);
+        let mean = report.mean(&["allocator"], limited, |figure| figure.to_base);
         assert!((mean.expect("a row") - 0.8).abs() < 1e-9);
-        assert_eq!(report.json()["rows"][0]["figures"]["limited"]["median"], 9.0);
+        assert_eq!(report.json(&[])["rows"][0]["figures"]["limited"]["median"], 9.0);
     }
 }

@@ -66,7 +66,13 @@ fn together(
 }
 
 fn start(cell: &Cell, name: &str, scale: Scale) -> Result<std::process::Child, Box<dyn Error>> {
-    let ask = Ask { workload: name.to_owned(), scale, state: cell.state.clone(), turns: None };
+    let ask = Ask {
+        workload: name.to_owned(),
+        scale,
+        state: cell.state.clone(),
+        turns: None,
+        threads: None,
+    };
     let child = Command::new(&cell.binary)
         .args(ask.arguments())
         .stdout(Stdio::piped())

@@ -72,7 +72,7 @@ fn mean(text: &mut String, report: &Report, family: &str, title: &str, ratio: fn
     let means: Vec<String> = shown(report)
         .map(|cell| {
             report
-                .mean(family, cell, ratio)
+                .mean(&[family], cell, ratio)
                 .map_or_else(String::new, |mean| format!("**{mean:.2}**"))
         })
         .collect();

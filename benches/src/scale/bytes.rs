@@ -7,6 +7,7 @@ use std::thread;
 use memcg::Group;
 
 use super::{MEMCG, replace, roomy};
+use crate::aim::Aim;
 use crate::block::{Block, Heap, Shape};
 use crate::meter::Scale;
 use crate::random::Random;
@@ -15,35 +16,37 @@ use crate::rss;
 /// Threads that are alive at once.
 const THREADS: usize = 64;
 
-pub(super) fn run(scale: Scale) -> Result<(), Box<dyn Error>> {
+pub(super) fn run(scale: Scale) -> Result<Vec<Aim>, Box<dyn Error>> {
     println!("### resident bytes\n");
     println!("| | bytes |");
     println!("|---|---|");
     let group = roomy(&Group::root(), "bytes")?;
-    // The first ones pay for what all of them use.
-    threads(|_| {});
-    let idle = threads(|_| {});
+    // The first one pays for what all of them use.
+    thread::spawn(|| {}).join().expect("no panic");
+    let before = rss::now();
+    let threads = |work: &(dyn Fn(usize) + Sync)| threads(before, work);
+    let idle = threads(&|_| {});
     println!("| a thread that allocates nothing itself | {idle:.0} |");
     let few =
-        threads(|_| group.run(|| Heap(&MEMCG).give(Heap(&MEMCG).take_touched(Shape::of(64)))));
+        threads(&|_| group.run(|| Heap(&MEMCG).give(Heap(&MEMCG).take_touched(Shape::of(64)))));
     println!("| a thread that allocated and freed one object | {few:.0} |");
-    let busy = threads(|thread| {
+    let busy = threads(&|thread| {
         let mut random = Random::new(thread as u64);
         group.run(|| replace(Heap(&MEMCG), 100_000, &mut random, |_| {}));
     });
     println!("| a thread that replaced 100,000 objects and freed all | {busy:.0} |");
     println!("| a context that outlives its group, beside its object | {:.0} |", contexts(scale)?);
     println!();
-    Ok(())
+    Ok(Vec::new())
 }
 
-/// What a thread that did `work` and is idle now takes, its stack included.
-fn threads(work: impl Fn(usize) + Sync) -> f64 {
-    let before = rss::now();
+/// What a thread that did `work` and is idle now takes, its stack included, where `before` were resident
+/// without any. Its record may be one that a thread has left.
+fn threads(before: u64, work: &(dyn Fn(usize) + Sync)) -> f64 {
     let (done, end) = (Barrier::new(THREADS + 1), Barrier::new(THREADS + 1));
     thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (work, done, end) = (&work, &done, &end);
+            let (done, end) = (&done, &end);
             scope.spawn(move || {
                 work(thread);
                 done.wait();

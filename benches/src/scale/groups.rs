@@ -6,13 +6,14 @@ use std::time::Instant;
 use memcg::Group;
 
 use super::{MEMCG, ns, replace, roomy};
+use crate::aim::Aim;
 use crate::block::{Heap, Shape};
 use crate::meter::Scale;
 use crate::ours::STRETCH;
 use crate::random::Random;
 use crate::rss;
 
-pub(super) fn run(scale: Scale) -> Result<(), Box<dyn Error>> {
+pub(super) fn run(scale: Scale) -> Result<Vec<Aim>, Box<dyn Error>> {
     println!("### groups alive\n");
     println!(
         "ns for an operation; bytes resident for an idle group, its name and the vector that holds it included\n"
@@ -22,16 +23,39 @@ pub(super) fn run(scale: Scale) -> Result<(), Box<dyn Error>> {
     );
     println!("|---|---|---|---|---|---|");
     let most = if scale == Scale::Full { 1_000_000 } else { 100_000 };
+    let first = alive(1)?;
+    let mut last = first;
     let mut count = 1;
-    while count <= most {
-        alive(count)?;
+    while count < most {
         count *= 10;
+        last = alive(count)?;
     }
     println!();
-    Ok(())
+    Ok(vec![
+        Aim::new(format!("{most} groups alive / 1, a pair in one"), 1.2, last.pair / first.pair),
+        Aim::new(
+            format!("{most} groups alive / 1, a replacement in one"),
+            1.2,
+            last.one / first.one,
+        ),
+        Aim::told(
+            format!("{most} groups alive / 1, a replacement, another group each {STRETCH}"),
+            last.every / first.every,
+        ),
+        Aim::new(format!("resident bytes of an idle group, at {most}"), 256.0, last.resident),
+    ])
 }
 
-fn alive(count: usize) -> Result<(), Box<dyn Error>> {
+/// A row: nanoseconds of an operation, and bytes.
+#[derive(Clone, Copy)]
+struct Alive {
+    pair: f64,
+    one: f64,
+    every: f64,
+    resident: f64,
+}
+
+fn alive(count: usize) -> Result<Alive, Box<dyn Error>> {
     let top = roomy(&Group::root(), "alive")?;
     // Handles live in one vector, in no group.
     let mut groups: Vec<Group> = Vec::with_capacity(count);
@@ -73,5 +97,5 @@ fn alive(count: usize) -> Result<(), Box<dyn Error>> {
         });
     });
     println!("| {count} | {pair:.1} | {one:.1} | {every:.1} | {create:.0} | {resident:.0} |");
-    Ok(())
+    Ok(Alive { pair, one, every, resident })
 }

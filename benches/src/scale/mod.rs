@@ -12,11 +12,15 @@ mod threads;
 use std::alloc::GlobalAlloc;
 use std::env;
 use std::error::Error;
-use std::process::Command;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use memcg::{Group, Memcg};
+use serde_json::Value;
 
+use crate::aim::{self, Aim};
 use crate::block::{Heap, Shape};
 use crate::meter::{Scale, median};
 use crate::random::Random;
@@ -27,8 +31,8 @@ pub(crate) static MEMCG: Memcg = Memcg::new();
 /// Far above what anything here allocates.
 pub(crate) const ROOM: u64 = 8 << 30;
 
-/// Measures and prints one table.
-type Section = fn(Scale) -> Result<(), Box<dyn Error>>;
+/// Measures and prints one table, and answers what there is an aim for.
+type Section = fn(Scale) -> Result<Vec<Aim>, Box<dyn Error>>;
 
 const SECTIONS: [(&str, Section); 5] = [
     ("groups", groups::run),
@@ -39,27 +43,52 @@ const SECTIONS: [(&str, Section); 5] = [
 ];
 
 /// Runs the section of that name, or each in a process of its own: records of groups are never unmapped, so
-/// what one section touched is resident in the next.
+/// what one section touched is resident in the next. What there is an aim for goes to `json` too.
 ///
 /// # Errors
 ///
-/// If a group cannot be made, or a section fails.
-pub fn run(scale: Scale, only: Option<&str>) -> Result<(), Box<dyn Error>> {
-    if let Some(only) = only {
+/// If a group cannot be made, a section fails, or the file cannot be written.
+pub fn run(scale: Scale, only: Option<&str>, json: Option<&Path>) -> Result<(), Box<dyn Error>> {
+    let aims = if let Some(only) = only {
         let section = SECTIONS.iter().find(|section| section.0 == only);
-        return section.ok_or("no section of that name")?.1(scale);
+        let aims = section.ok_or("no section of that name")?.1(scale)?;
+        println!("{}", aim::table(&aims));
+        aims
+    } else {
+        sections(scale, Stdio::inherit)?
+    };
+    if let Some(path) = json {
+        fs::write(path, format!("{:#}\n", Value::from_iter(aims.iter().map(Aim::json))))?;
     }
+    Ok(())
+}
+
+/// Runs each section, silently, for what there is an aim for.
+///
+/// # Errors
+///
+/// As [`run`] has them.
+pub fn aims(scale: Scale) -> Result<Vec<Aim>, Box<dyn Error>> {
+    sections(scale, Stdio::null)
+}
+
+fn sections(scale: Scale, output: fn() -> Stdio) -> Result<Vec<Aim>, Box<dyn Error>> {
+    let file = env::temp_dir().join(format!("memcg-scale-{}.json", std::process::id()));
+    let mut aims = Vec::new();
     for (name, _) in SECTIONS {
         let mut section = Command::new(env::current_exe()?);
-        section.args(["scale", "--only", name]);
+        section.args(["scale", "--only", name, "--json"]).arg(&file).stdout(output());
         if scale != Scale::Full {
             section.arg("--quick");
         }
         if !section.status()?.success() {
             return Err(format!("{name} failed").into());
         }
+        let answer: Vec<Value> = serde_json::from_slice(&fs::read(&file)?)?;
+        aims.extend(answer.iter().filter_map(Aim::from_json));
     }
-    Ok(())
+    fs::remove_file(file)?;
+    Ok(aims)
 }
 
 /// A group that is limited, and far from its limit.

@@ -8,17 +8,22 @@ use std::time::Instant;
 use memcg::Group;
 
 use super::{MEMCG, replace, roomy};
+use crate::aim::Aim;
 use crate::block::Heap;
 use crate::meter::{Scale, cpu_time, median};
 use crate::random::Random;
 
-pub(super) fn run(scale: Scale) -> Result<(), Box<dyn Error>> {
+/// Many more than CPUs.
+const MANY: usize = 64;
+
+pub(super) fn run(scale: Scale) -> Result<Vec<Aim>, Box<dyn Error>> {
     let cpus = thread::available_parallelism()?.get();
     println!("### threads, on {cpus} CPUs\n");
     println!("ns for a replacement: of CPU time, the system's included, and of wall time by CPU\n");
     println!("| threads | all in one group, CPU | wall | each in its own, CPU | wall |");
     println!("|---|---|---|---|---|");
     let times = if scale == Scale::Full { 12_800_000 } else { 2_560_000 };
+    let (mut two, mut many) = ([0.0; 4], [0.0; 4]);
     let mut count = 1;
     while count <= 256 {
         let one = roomy(&Group::root(), "threads")?;
@@ -28,10 +33,24 @@ pub(super) fn run(scale: Scale) -> Result<(), Box<dyn Error>> {
         let ((same_cpu, same), (own_cpu, own)) =
             (time(&same, times, cpus), time(&own?, times, cpus));
         println!("| {count} | {same_cpu:.1} | {same:.1} | {own_cpu:.1} | {own:.1} |");
+        match count {
+            2 => two = [same_cpu, same, own_cpu, own],
+            MANY => many = [same_cpu, same, own_cpu, own],
+            _ => {}
+        }
         count *= 2;
     }
     println!();
-    Ok(())
+    let what = [
+        "in one group, CPU",
+        "in one group, wall",
+        "each in its own, CPU",
+        "each in its own, wall",
+    ];
+    let aim = |at: usize| {
+        Aim::new(format!("{MANY} threads / 2, {} time", what[at]), 1.3, many[at] / two[at])
+    };
+    Ok((0..what.len()).map(aim).collect())
 }
 
 /// One thread for each group; they share the work.

@@ -24,16 +24,26 @@ pub(super) fn list<A: Allocator, T: Tenants>(all: &mut Vec<Workload<A, T>>) {
     ]);
 }
 
+/// How long after everything was freed a heap is looked at.
+#[must_use]
+pub fn rest(scale: Scale) -> Duration {
+    Duration::from_millis(match scale {
+        Scale::Tiny => 0,
+        Scale::Quick => 500,
+        Scale::Full => 5000,
+    })
+}
+
 /// `least` is what a size is on average, at least.
 fn fill<A, T>(cx: Cx<A, T>, meter: &mut Meter, least: usize, size: fn(&mut Random) -> usize)
 where
     A: Allocator,
     T: Tenants,
 {
-    let (bytes, wait) = match cx.scale {
-        Scale::Tiny => (1 << 20, 0),
-        Scale::Quick => (32 << 20, 500),
-        Scale::Full => (128 << 20, 5000),
+    let bytes = match cx.scale {
+        Scale::Tiny => 1 << 20,
+        Scale::Quick => 32 << 20,
+        Scale::Full => 128 << 20,
     };
     let mut random = Random::new(73);
     let mut turn = cx.tenants.turn();
@@ -58,10 +68,10 @@ where
     random.shuffle(&mut blocks);
     let tenth = blocks.len() / 10;
     blocks.drain(tenth..).for_each(|block| cx.heap.give(block));
-    thread::sleep(Duration::from_millis(wait / 5));
+    thread::sleep(rest(cx.scale) / 5);
     memory.tenth = rss::now();
     blocks.drain(..).for_each(|block| cx.heap.give(block));
-    thread::sleep(Duration::from_millis(wait));
+    thread::sleep(rest(cx.scale));
     memory.empty = rss::now();
     meter.memory(memory);
 }

@@ -25,6 +25,8 @@ use crate::block::{Allocator, Heap};
 use crate::meter::{Meter, Scale};
 use crate::tenants::Tenants;
 
+pub use memory::rest;
+
 /// Threads of a workload of several.
 pub const THREADS: usize = 2;
 
@@ -59,6 +61,12 @@ impl Family {
             Self::Memory => "memory",
         }
     }
+
+    /// Whether a family of that name is one of times.
+    #[must_use]
+    pub fn is_timed(name: &str) -> bool {
+        Self::ALL.iter().any(|family| *family != Self::Memory && family.name() == name)
+    }
 }
 
 /// What a workload runs on.
@@ -70,15 +78,24 @@ pub struct Cx<A: 'static, T> {
     pub tenants: T,
     /// How much of it.
     pub scale: Scale,
+    /// On so many threads; none for as many as the workload has.
+    pub threads: Option<usize>,
 }
 
 impl<A, T: Clone> Clone for Cx<A, T> {
     fn clone(&self) -> Self {
-        Self { heap: self.heap, tenants: self.tenants.clone(), scale: self.scale }
+        Self { tenants: self.tenants.clone(), ..*self }
     }
 }
 
 impl<A, T: Copy> Copy for Cx<A, T> {}
+
+impl<A, T> Cx<A, T> {
+    /// Threads of a workload of several.
+    fn team(&self) -> usize {
+        self.threads.unwrap_or(THREADS)
+    }
+}
 
 /// A workload on one allocator.
 #[derive(Debug)]
@@ -121,7 +138,7 @@ pub fn all<A: Allocator, T: Tenants>() -> Vec<Workload<A, T>> {
     all
 }
 
-/// Runs `work` on [`THREADS`] new threads, each at home with the tenants, and answers the sum.
+/// Runs `work` on new threads, [`THREADS`] if nothing else was asked for, each at home with the tenants, and answers the sum.
 pub(crate) fn on_threads<A, T, F>(cx: Cx<A, T>, work: F) -> usize
 where
     A: Allocator,
@@ -136,7 +153,7 @@ where
                 work(thread)
             })
         };
-        let threads: [_; THREADS] = std::array::from_fn(start);
-        threads.map(|thread| thread.join().expect("no workload panics")).iter().sum()
+        let threads: Vec<_> = (0..cx.team()).map(start).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no workload panics")).sum()
     })
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Mutex;
 
-use super::{Cx, Family, THREADS, Workload, on_threads};
+use super::{Cx, Family, Workload, on_threads};
 use crate::block::{Allocator, Shape};
 use crate::meter::Meter;
 use crate::tenants::{Tenants, Turn};
@@ -22,8 +22,8 @@ fn sharing<A: Allocator, T: Tenants>(cx: Cx<A, T>, meter: &mut Meter, given: boo
     let times = cx.scale.some(100_000);
     let shape = Shape::of(8);
     meter.run(|| {
-        let gifts: [_; THREADS] =
-            std::array::from_fn(|_| Mutex::new(given.then(|| cx.heap.take_touched(shape))));
+        let gift = || Mutex::new(given.then(|| cx.heap.take_touched(shape)));
+        let gifts: Vec<_> = std::iter::repeat_with(gift).take(cx.team()).collect();
         on_threads(cx, |thread| {
             let mut turn = cx.tenants.turn();
             if let Some(gift) = gifts[thread].lock().expect("nobody panics").take() {

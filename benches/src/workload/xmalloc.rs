@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use super::{Cx, Family, Workload, on_threads};
+use super::{Cx, Family, THREADS, Workload, on_threads};
 use crate::block::{Allocator, Block, Shape};
 use crate::meter::Meter;
 use crate::random::Random;
@@ -19,6 +19,7 @@ pub(super) fn list<A: Allocator, T: Tenants>(all: &mut Vec<Workload<A, T>>) {
 type Batch = Vec<Block>;
 
 fn xmalloc<A: Allocator, T: Tenants>(cx: Cx<A, T>, meter: &mut Meter) {
+    assert_eq!(cx.team(), THREADS, "one allocates and one frees");
     let batches = cx.scale.some(2_000);
     meter.run(|| {
         let (full_in, full_out) = sync_channel::<Batch>(4);
