@@ -8,7 +8,7 @@ use memcg_accounting::sync::{AtomicBool, Ordering, lock};
 
 use crate::drain::{self, DRAIN};
 use crate::process::{ENGINE, TREE};
-use crate::{cache, central, hand, reclaim_task, record, refusal, vector, watch, worker};
+use crate::{cache, central, hand, notice, reclaim_task, record, refusal, vector, worker};
 
 /// Registers the handlers, once: a second `prepare` would wait for the first one's locks.
 pub(crate) fn register() {
@@ -26,7 +26,7 @@ extern "C" fn prepare() {
     cache::lock_all();
     refusal::lock_all();
     reclaim_task::lock_all();
-    watch::lock_all();
+    notice::lock_all();
     core::mem::forget(lock(&DRAIN));
     drain::stop_all();
     hand::wait_for_none();
@@ -54,7 +54,7 @@ fn resume() {
     // SAFETY: `prepare` took the mutex and forgot the guard.
     unsafe { DRAIN.force_unlock() };
     // SAFETY: as above.
-    unsafe { watch::unlock_all() };
+    unsafe { notice::unlock_all() };
     // SAFETY: as above.
     unsafe { reclaim_task::unlock_all() };
     // SAFETY: as above.
@@ -74,7 +74,7 @@ extern "C" fn child() {
     record::take_over();
     resume();
     worker::after_fork();
-    watch::after_fork();
+    notice::after_fork();
     reclaim_task::after_fork();
     refusal::after_fork();
 }

@@ -5,7 +5,7 @@ use memcg_shrink::{Caller, Errand, Host};
 
 use crate::process::TREE;
 use crate::scope::{self, Eager};
-use crate::{drain, hand, reclaim_task, record, refusal, watch, worker};
+use crate::{drain, hand, notice, reclaim_task, record, refusal, worker};
 
 /// The host of this process's engine.
 pub(crate) struct Allocator;
@@ -78,7 +78,7 @@ impl Host for Allocator {
     }
 
     fn deliver(&self) {
-        watch::deliver();
+        notice::deliver();
         refusal::tell();
     }
 

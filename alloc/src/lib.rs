@@ -57,6 +57,7 @@ mod ledger;
 mod lru;
 mod magazine;
 mod maps;
+mod notice;
 mod object_cache;
 mod peak;
 mod plain_drop;

@@ -16,7 +16,7 @@ use core::ptr;
 use memcg_accounting::sync::{AtomicU32, Ordering};
 
 use crate::process::ENGINE;
-use crate::{drain, watch};
+use crate::{drain, notice};
 
 /// No keeper.
 const NONE: u32 = 0;
@@ -62,7 +62,7 @@ pub(crate) fn after_fork() {
 
 extern "C" fn keep(_: *mut c_void) -> *mut c_void {
     name(c"memcg-keeper");
-    ENGINE.keep(&mut || drain::tick() | watch::tick(), &mut || spawn(WORKER_STACK, work))
+    ENGINE.keep(&mut || drain::tick() | notice::tick(), &mut || spawn(WORKER_STACK, work))
 }
 
 extern "C" fn work(_: *mut c_void) -> *mut c_void {

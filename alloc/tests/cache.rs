@@ -1,14 +1,17 @@
-//! The cache as its users see it: against a model, under pressure, under threads, with hostile
-//! keys and values.
+//! The cache as its users see it: against a model, under pressure, under threads. What it makes of hostile keys and values is in
+//! `cache_hostile.rs`.
+
+mod support;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Weak};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use memcg::{Cache, Group};
 use proptest::prelude::*;
+use support::keys;
 
 #[global_allocator]
 static ALLOC: memcg::Memcg = memcg::Memcg::new();
@@ -29,23 +32,6 @@ impl Random {
 
 fn group(name: &str, max: u64) -> Group {
     Group::root().builder(name).max(max).build().expect("made")
-}
-
-/// All keys by scanning.
-fn scan_all<K, V>(cache: &Cache<K, V>) -> Vec<K>
-where
-    K: std::hash::Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-{
-    let (mut seen, mut cursor) = (Vec::new(), 0);
-    loop {
-        let (next, keys) = cache.scan(cursor);
-        seen.extend(keys);
-        cursor = next;
-        if cursor == 0 {
-            return seen;
-        }
-    }
 }
 
 // ---- against a model ----------------------------------------------------------------------
@@ -130,7 +116,7 @@ where
                 model.retain(|_, (_, group)| *group != g);
             }
             Op::Scan => {
-                let seen = scan_all(&cache);
+                let seen = keys::scan_all(&cache);
                 assert_eq!(seen.len(), model.len(), "each key is seen once");
                 assert!(model.keys().all(|k| seen.contains(&key(*k))));
             }
@@ -288,7 +274,7 @@ fn clear_in_takes_one_groups_entries_and_clear_gives_everything_back() {
     memcg::drain();
     assert_eq!(b.usage(), 0);
     assert_eq!(cache.stat().evictions, 0);
-    assert_eq!(scan_all(&cache), Vec::<u32>::new());
+    assert_eq!(keys::scan_all(&cache), Vec::<u32>::new());
     cache.check();
 }
 
@@ -455,162 +441,4 @@ fn changing_a_key_from_within_its_own_update_panics_and_does_not_hang() {
     assert!(nested.is_err());
     assert_eq!(cache.get(&1), Some(1));
     assert_eq!(cache.insert(1, 3), Ok(Some(1)), "the update is over");
-}
-
-// ---- hostile keys and values --------------------------------------------------------------
-
-#[test]
-fn a_value_whose_drop_uses_the_same_cache_may() {
-    #[derive(Clone)]
-    struct Reentrant(Weak<Cache<u32, Reentrant>>, u32);
-    impl Drop for Reentrant {
-        fn drop(&mut self) {
-            if let Some(cache) = self.0.upgrade() {
-                assert!(cache.len() < 10_000);
-                assert!(cache.get(&u32::MAX).is_none());
-                // Not a chain of drops within drops.
-                if self.1.is_multiple_of(2) {
-                    cache.remove(&(self.1 + 1));
-                }
-            }
-        }
-    }
-    let cache = Arc::new(Cache::<u32, Reentrant>::new("reentrant"));
-    let weak = Arc::downgrade(&cache);
-    let tenant = group("reentrant", 64 << 10);
-    for key in 0..4_000 {
-        let value = Reentrant(weak.clone(), key);
-        let _ = tenant.run(|| cache.insert(key, value));
-        if key % 3 == 0 {
-            let value = Reentrant(weak.clone(), key);
-            let _ = tenant.run(|| cache.insert(key, value));
-        }
-    }
-    cache.clear_in(&tenant);
-    cache.clear();
-    assert_eq!(cache.len(), 0);
-    cache.check();
-}
-
-/// Which of its traits panics.
-#[derive(Clone, Copy, PartialEq)]
-enum Fails {
-    Hash,
-    Eq,
-    Clone,
-    Drop,
-}
-
-thread_local! {
-    static FAILS: std::cell::Cell<Option<Fails>> = const { std::cell::Cell::new(None) };
-}
-
-fn fail_if(fails: Fails) {
-    if FAILS.get() == Some(fails) && !std::thread::panicking() {
-        panic!("told to");
-    }
-}
-
-#[derive(Debug)]
-struct Hostile(u32);
-
-impl std::hash::Hash for Hostile {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        fail_if(Fails::Hash);
-        (self.0 % 16).hash(state);
-    }
-}
-
-impl PartialEq for Hostile {
-    fn eq(&self, other: &Self) -> bool {
-        fail_if(Fails::Eq);
-        self.0 == other.0
-    }
-}
-
-impl Eq for Hostile {}
-
-impl Clone for Hostile {
-    fn clone(&self) -> Self {
-        fail_if(Fails::Clone);
-        Hostile(self.0)
-    }
-}
-
-impl Drop for Hostile {
-    fn drop(&mut self) {
-        fail_if(Fails::Drop);
-    }
-}
-
-#[test]
-fn code_that_panics_leaves_nothing_half_done() {
-    let cache = Cache::<Hostile, Hostile>::new("hostile");
-    let fill = || {
-        for key in 0..100 {
-            cache.insert(Hostile(key), Hostile(key)).expect("no limit");
-        }
-    };
-    for fails in [Fails::Hash, Fails::Eq, Fails::Clone, Fails::Drop] {
-        fill();
-        type Try<'a> = Box<dyn Fn() + 'a>;
-        let tries: [Try<'_>; 8] = [
-            Box::new(|| drop(cache.get(&Hostile(3)))),
-            Box::new(|| drop(cache.insert(Hostile(3), Hostile(3)))),
-            Box::new(|| drop(cache.insert(Hostile(1_000), Hostile(0)))),
-            Box::new(|| drop(cache.remove(&Hostile(5)))),
-            Box::new(|| drop(cache.update(&Hostile(7), |old| old))),
-            Box::new(|| drop(cache.update(&Hostile(9), |_| None))),
-            Box::new(|| drop(cache.scan(0))),
-            Box::new(|| cache.clear()),
-        ];
-        for (number, attempt) in tries.iter().enumerate() {
-            FAILS.set(Some(fails));
-            let _ = catch_unwind(AssertUnwindSafe(attempt));
-            FAILS.set(None);
-            cache.check();
-            let len = scan_all(&cache).len();
-            assert_eq!(len, cache.len(), "attempt {number}");
-            assert_eq!(len, cache.len_in(&Group::root()), "attempt {number}");
-        }
-        cache.clear();
-        assert_eq!((cache.len(), cache.len_in(&Group::root())), (0, 0));
-    }
-    fill();
-    assert_eq!(cache.len(), 100);
-}
-
-#[test]
-fn a_panic_in_a_drop_under_pressure_ends_there() {
-    static ARMED: AtomicBool = AtomicBool::new(true);
-    #[derive(Clone)]
-    struct Bomb(#[expect(dead_code, reason = "it takes room")] [u8; 400]);
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            if ARMED.load(Ordering::Relaxed) && !std::thread::panicking() {
-                panic!("told to");
-            }
-        }
-    }
-    std::panic::set_hook(Box::new(|_| {}));
-    let tenant = group("bomb", 64 << 10);
-    // Not about time: others that take the CPU must not refuse an insertion.
-    tenant.set_deadline(Duration::from_secs(5), Duration::from_secs(10));
-    let cache = Cache::<u32, Bomb>::new("bomb");
-    let mut stored = 0;
-    for key in 0..1_000 {
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            tenant.run(|| cache.insert(key, Bomb([0; 400])).is_ok())
-        }));
-        stored += usize::from(matches!(result, Ok(true)));
-        assert!(tenant.usage() <= 64 << 10);
-    }
-    ARMED.store(false, Ordering::Relaxed);
-    let _ = std::panic::take_hook();
-    assert!(stored > 900, "{stored} of 1000 were stored");
-    assert!(cache.stat().evictions > 500);
-    cache.check();
-    cache.clear();
-    memcg::drain();
-    assert_eq!(tenant.usage(), 0);
 }

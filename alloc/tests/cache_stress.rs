@@ -1,11 +1,14 @@
 //! Threads that use one cache at the same time, in a process of their own: at the end every
 //! byte is accounted for.
 
+mod support;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use memcg::{Cache, Group};
+use support::keys;
 
 #[global_allocator]
 static ALLOC: memcg::Memcg = memcg::Memcg::new();
@@ -28,23 +31,6 @@ impl Random {
     fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         let index = self.below(all.len() as u64);
         &all[usize::try_from(index).expect("it is an index")]
-    }
-}
-
-/// All keys by scanning.
-fn scan_all<K, V>(cache: &Cache<K, V>) -> Vec<K>
-where
-    K: std::hash::Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-{
-    let (mut seen, mut cursor) = (Vec::new(), 0);
-    loop {
-        let (next, keys) = cache.scan(cursor);
-        seen.extend(keys);
-        cursor = next;
-        if cursor == 0 {
-            return seen;
-        }
     }
 }
 
@@ -143,7 +129,7 @@ fn threads_do_everything_at_once_and_each_value_is_dropped_once() {
         scope.spawn(move || {
             start.wait();
             while !stop.load(Ordering::Relaxed) {
-                for key in scan_all(cache) {
+                for key in keys::scan_all(cache) {
                     assert!(key < KEYS);
                 }
             }

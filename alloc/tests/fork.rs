@@ -4,12 +4,13 @@ mod support;
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use memcg::{Count, Group, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
+use support::hoard::Hoard;
 use support::{Bare, Random, Raw, Sets, Watchdog, alone, fork_and, thread_names};
 
 #[global_allocator]
@@ -209,14 +210,14 @@ fn a_child_starts_its_own_workers_when_it_needs_them() {
 
 /// A shrinker that holds objects of one group and stays in its call until it is told to go on.
 struct Held {
-    objects: Mutex<Vec<Raw>>,
+    objects: Hoard,
     inside: AtomicU32,
     go_on: AtomicBool,
 }
 
 impl Shrinker for Held {
-    fn count(&self, _: &ShrinkControl<'_>) -> Count {
-        self.objects.try_lock().map_or(Count::Unknown, |objects| Count::Objects(objects.len()))
+    fn count(&self, ctl: &ShrinkControl<'_>) -> Count {
+        self.objects.count(ctl)
     }
 
     fn scan(&self, ctl: &mut ShrinkControl<'_>) -> Scan {
@@ -224,11 +225,7 @@ impl Shrinker for Held {
         while !self.go_on.load(Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(1));
         }
-        let Ok(mut objects) = self.objects.try_lock() else { return Scan::Stop };
-        let keep = objects.len().saturating_sub(ctl.nr_to_scan());
-        let gone = objects.split_off(keep);
-        drop(objects);
-        Scan::Freed(gone.len())
+        self.objects.scan(ctl)
     }
 }
 
@@ -249,13 +246,13 @@ fn a_fork_in_the_middle_of_a_workers_call_leaves_the_child_working_shrinkers() {
     let _watchdog = Watchdog::new("a fork inside a shrinker");
     let group = Group::root().builder("in a call").max(MAX).build().expect("fresh");
     let held = Arc::new(Held {
-        objects: Mutex::new(Vec::new()),
+        objects: Hoard::new(Vec::new()),
         inside: AtomicU32::new(0),
         go_on: AtomicBool::new(false),
     });
     let registration = ShrinkerBuilder::new("held").register(held.clone());
     let fill = || {
-        let mut objects = held.objects.lock().expect("not poisoned");
+        let mut objects = held.objects.lock();
         while let Some(object) = memcg::no_reclaim(|| Raw::in_group(&group, 4096)) {
             memcg::unaccounted(|| objects.push(object));
         }
@@ -291,7 +288,7 @@ fn a_fork_in_the_middle_of_a_workers_call_leaves_the_child_working_shrinkers() {
                 assert_eq!(Group::of(object.as_ptr()), Some(group.clone()));
                 drop((object, second));
                 group.force_empty().expect("everything goes");
-                assert_eq!(held.objects.lock().expect("not poisoned").len(), 0);
+                assert_eq!(held.objects.lock().len(), 0);
                 memcg::drain();
                 assert_eq!(group.usage(), 0);
                 // Ticks end after 1.5 s or so; whoever finds no work sleeps.
@@ -324,7 +321,7 @@ fn an_unregistration_in_the_child_does_not_wait_for_a_call_that_is_not_there() {
     let _watchdog = Watchdog::new("an unregistration in a child");
     let group = Group::root().builder("in a call, too").max(MAX).build().expect("fresh");
     let held = Arc::new(Held {
-        objects: Mutex::new(Raw::in_group(&group, 4096).into_iter().collect()),
+        objects: Hoard::new(Raw::in_group(&group, 4096).into_iter().collect()),
         inside: AtomicU32::new(0),
         go_on: AtomicBool::new(false),
     });

@@ -2,42 +2,19 @@
 
 mod support;
 
-use std::future::Future;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use memcg::{Cache, Cause, Count, Group, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
+use support::future::block_on;
 use support::{PATIENCE, Raw, alone, fork_and, running};
 
 #[global_allocator]
 static ALLOC: memcg::Memcg = memcg::Memcg::new();
 
 const MIB: u64 = 1 << 20;
-
-struct Unpark(thread::Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    let start = Instant::now();
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        assert!(start.elapsed() < PATIENCE, "never woken");
-        thread::park_timeout(PATIENCE);
-    }
-}
 
 /// A group with a cache of `mib` MiB in objects of about 4 KiB.
 fn filled(name: &str, cache: &Cache<u64, Vec<u8>>, mib: u64) -> Group {

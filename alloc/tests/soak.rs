@@ -4,11 +4,12 @@
 
 mod support;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memcg::{Cache, Count, Group, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
+use memcg::{Cache, Group, ShrinkerBuilder};
+use support::hoard::Hoard;
 use support::{Random, Raw, Watchdog, alone, fork_and};
 
 #[global_allocator]
@@ -22,27 +23,10 @@ const MAX: u64 = 8 << 20;
 /// How far a thread that reclaims may bring a group over its limit.
 const RESERVE: u64 = 1 << 20;
 
-/// Objects that may go.
-struct Hoard(Mutex<Vec<Raw>>);
-
-impl Shrinker for Hoard {
-    fn count(&self, _: &ShrinkControl<'_>) -> Count {
-        self.0.try_lock().map_or(Count::Unknown, |hoard| Count::Objects(hoard.len()))
-    }
-
-    fn scan(&self, ctl: &mut ShrinkControl<'_>) -> Scan {
-        let Ok(mut hoard) = self.0.try_lock() else { return Scan::Stop };
-        let keep = hoard.len().saturating_sub(ctl.nr_to_scan());
-        let gone = hoard.split_off(keep);
-        drop(hoard);
-        Scan::Freed(gone.len())
-    }
-}
-
 fn work(top: &Group, cache: &Cache<u64, [u8; 500]>, seed: u64) {
     let mut random = Random::new(seed);
     let mut held: Vec<Raw> = Vec::new();
-    let hoard = Arc::new(Hoard(Mutex::new(Vec::new())));
+    let hoard = Arc::new(Hoard::new(Vec::new()));
     let registration = ShrinkerBuilder::new("hoard").register(hoard.clone());
     for turn in 0..400_u64 {
         let name = format!("{seed} {turn}");
@@ -53,7 +37,7 @@ fn work(top: &Group, cache: &Cache<u64, [u8; 500]>, seed: u64) {
             held.extend(Raw::in_group(&below, 1 + random.below(most)));
             let _ = group.run(|| cache.insert(random.next() % 2000, [7; 500]));
         }
-        if let Ok(mut hoard) = hoard.0.try_lock() {
+        if let Some(mut hoard) = hoard.try_lock() {
             hoard.extend(memcg::no_reclaim(|| Raw::in_group(top, 3000)));
         }
         if random.below(4) == 0 {

@@ -5,9 +5,8 @@ mod support;
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use memcg::{
     Count, EventKind, Group, OnLimit, Scan, ShrinkControl, Shrinker, ShrinkerBuilder, Threshold,
     Watch,
 };
+use support::future::{Unpark, block_on};
 use support::{PATIENCE, Raw, alone, fork_and, running};
 
 #[global_allocator]
@@ -29,29 +29,6 @@ fn usage(group: &Group, bytes: usize) -> Watch {
 /// Long enough for a delivery that must not come to have come.
 fn nothing_comes(watch: &Watch) -> bool {
     !watch.wait(Duration::from_millis(300))
-}
-
-/// Unparks the thread that made it, and counts.
-struct Unpark(thread::Thread, AtomicU32);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.1.fetch_add(1, Ordering::SeqCst);
-        self.0.unpark();
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(thread::current(), AtomicU32::new(0))));
-    let mut future = pin!(future);
-    let start = Instant::now();
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        assert!(start.elapsed() < PATIENCE, "never woken");
-        thread::park_timeout(PATIENCE);
-    }
 }
 
 #[test]
@@ -270,13 +247,13 @@ fn futures_are_woken_outside_the_allocation() {
     let rude = Waker::from(Arc::new(Rude(group.clone())));
     let mut changed = pin!(watch.changed());
     while changed.as_mut().poll(&mut Context::from_waker(&rude)).is_ready() {}
-    let polite = Arc::new(Unpark(thread::current(), AtomicU32::new(0)));
+    let polite = Unpark::new();
     let waker = Waker::from(polite.clone());
     let mut other = pin!(watch.changed());
     assert!(other.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     let _object = Raw::in_group(&group, 2 * MIB);
     let start = Instant::now();
-    while polite.1.load(Ordering::SeqCst) == 0 {
+    while polite.woken() == 0 {
         assert!(start.elapsed() < PATIENCE, "woken all the same");
         thread::park_timeout(10 * MS);
     }

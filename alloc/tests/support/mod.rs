@@ -1,6 +1,10 @@
-//! What the tests of whole processes share: fresh processes, watchdogs, chance, raw objects.
+//! What tests share: fresh processes, watchdogs, chance, raw objects; keys, futures and hoards in files of their own.
 
 #![allow(dead_code, reason = "each test takes what it needs")]
+
+pub(crate) mod future;
+pub(crate) mod hoard;
+pub(crate) mod keys;
 
 use std::alloc::Layout;
 use std::ffi::{c_int, c_void};

@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memcg::{Count, Group, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
+use memcg::{Group, ShrinkerBuilder};
 use seam::Point;
+use support::hoard::Hoard;
 use support::{Bare, Random, Raw, Sets, Watchdog, is_case, pass, rerun, run};
 use world::World;
 
@@ -324,23 +325,6 @@ fn drains_are_exact_from_whichever_call_on_membarrier_is_refused() {
 
 // ---- no threads -------------------------------------------------------------------------------------------
 
-/// Objects that may go.
-struct Hoard(std::sync::Mutex<Vec<Raw>>);
-
-impl Shrinker for Hoard {
-    fn count(&self, _: &ShrinkControl<'_>) -> Count {
-        self.0.try_lock().map_or(Count::Unknown, |hoard| Count::Objects(hoard.len()))
-    }
-
-    fn scan(&self, ctl: &mut ShrinkControl<'_>) -> Scan {
-        let Ok(mut hoard) = self.0.try_lock() else { return Scan::Stop };
-        let keep = hoard.len().saturating_sub(ctl.nr_to_scan());
-        let gone = hoard.split_off(keep);
-        drop(hoard);
-        Scan::Freed(gone.len())
-    }
-}
-
 /// As many threads as are wanted are refused; then there are some.
 fn threads_refused(point: Point) {
     const MAX: u64 = 1 << 20;
@@ -348,10 +332,10 @@ fn threads_refused(point: Point) {
     seam::expose_all(true);
     let group = Group::root().builder("threadless").max(MAX).build().expect("it needs no thread");
     group.set_deadline(Duration::from_secs(20), Duration::from_secs(40));
-    let hoard = std::sync::Arc::new(Hoard(std::sync::Mutex::new(Vec::with_capacity(1000))));
+    let hoard = std::sync::Arc::new(Hoard::new(Vec::with_capacity(1000)));
     let registration = ShrinkerBuilder::new("hoard").register(hoard.clone());
     let fill = || {
-        let mut objects = hoard.0.lock().expect("not poisoned");
+        let mut objects = hoard.lock();
         while objects.len() < 1000
             && let Some(object) = memcg::no_reclaim(|| Raw::in_group(&group, 4096))
         {
@@ -370,7 +354,7 @@ fn threads_refused(point: Point) {
     );
     let watch = group.watch(memcg::Threshold::Usage(MAX / 2)).expect("it needs no thread");
     // News come at safe points.
-    hoard.0.lock().expect("not poisoned").truncate(10);
+    hoard.lock().truncate(10);
     memcg::drain();
     assert!(watch.wait(Duration::from_secs(60)), "usage fell");
     assert!(seam::nr_refused(point) > 0, "{answered}");
@@ -387,7 +371,7 @@ fn threads_refused(point: Point) {
     }
     assert!(support::thread_names().iter().any(|name| name == "memcg-worker"));
     drop((registration, watch));
-    hoard.0.lock().expect("not poisoned").clear();
+    hoard.lock().clear();
     memcg::drain();
     assert_eq!(group.usage(), 0);
     memcg::check();
