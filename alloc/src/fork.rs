@@ -8,7 +8,7 @@ use memcg_accounting::sync::{AtomicBool, Ordering, lock};
 
 use crate::drain::{self, DRAIN};
 use crate::process::{ENGINE, TREE};
-use crate::{cache, central, hand, notice, reclaim_task, record, refusal, vector, worker};
+use crate::{cache, central, hand, notice, peak, reclaim_task, record, refusal, vector, worker};
 
 /// Registers the handlers, once: a second `prepare` would wait for the first one's locks.
 pub(crate) fn register() {
@@ -24,6 +24,7 @@ pub(crate) fn register() {
 extern "C" fn prepare() {
     // The program's side first: who holds these allocates.
     cache::lock_all();
+    peak::lock_all();
     refusal::lock_all();
     reclaim_task::lock_all();
     notice::lock_all();
@@ -60,6 +61,8 @@ fn resume() {
     // SAFETY: as above.
     unsafe { refusal::unlock_all() };
     // SAFETY: as above.
+    unsafe { peak::unlock_all() };
+    // SAFETY: as above.
     unsafe { cache::unlock_all() };
 }
 
@@ -73,6 +76,7 @@ extern "C" fn child() {
     hand::forget_others();
     record::take_over();
     resume();
+    cache::after_fork();
     worker::after_fork();
     notice::after_fork();
     reclaim_task::after_fork();

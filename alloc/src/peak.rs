@@ -5,21 +5,17 @@
 //! of what was saved for it and the local one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use memcg_accounting::GroupRef;
-use memcg_accounting::sync::{AtomicU64, Ordering};
+use memcg_accounting::sync::{AtomicU64, Lock, Ordering, lock};
 
 use crate::group::Group;
 use crate::process::TREE;
 use crate::scope::unaccounted;
 
-/// Readers that were reset, by group.
-static RESET: Mutex<Option<HashMap<GroupRef, Vec<Weak<AtomicU64>>>>> = Mutex::new(None);
-
-fn reset_readers() -> MutexGuard<'static, Option<HashMap<GroupRef, Vec<Weak<AtomicU64>>>>> {
-    RESET.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// Readers that were reset, by group. What is allocated under it is charged to nobody.
+static RESET: Lock<Option<HashMap<GroupRef, Vec<Weak<AtomicU64>>>>> = Lock::new(None);
 
 /// Reads a group's peak since its own last reset: [`Group::peak_reader`]. Holds a handle.
 ///
@@ -55,15 +51,15 @@ impl PeakReader {
     #[must_use]
     pub fn get(&self) -> u64 {
         let Some(saved) = &self.saved else { return self.group.peak() };
-        let _resets = reset_readers();
-        // Relaxed: resets are kept out by the mutex.
+        let _resets = lock(&RESET);
+        // Relaxed: resets are kept out by the lock.
         saved.load(Ordering::Relaxed).max(TREE.local_peak(self.group.as_ref()))
     }
 
     /// Begins anew at the usage of now. Other readers keep their peaks.
     pub fn reset(&mut self) {
         unaccounted(|| {
-            let mut resets = reset_readers();
+            let mut resets = lock(&RESET);
             let readers = resets.get_or_insert_default().entry(self.group.as_ref()).or_default();
             let (old, usage) = TREE.reset_local_peak(self.group.as_ref());
             readers.retain(|reader| match reader.upgrade() {
@@ -88,7 +84,7 @@ impl PeakReader {
 impl Drop for PeakReader {
     fn drop(&mut self) {
         let Some(saved) = self.saved.take() else { return };
-        let mut resets = reset_readers();
+        let mut resets = lock(&RESET);
         drop(saved);
         let Some(resets) = resets.as_mut() else { return };
         let group = self.group.as_ref();
@@ -99,4 +95,17 @@ impl Drop for PeakReader {
             }
         }
     }
+}
+
+/// Takes the lock: for `fork`, before any other of the allocator's.
+pub(crate) fn lock_all() {
+    std::mem::forget(lock(&RESET));
+}
+
+/// # Safety
+///
+/// The caller, or the thread that it is the copy of, called `lock_all`.
+pub(crate) unsafe fn unlock_all() {
+    // SAFETY: by contract the lock is held and its guard was forgotten.
+    unsafe { RESET.force_unlock() };
 }

@@ -370,37 +370,3 @@ fn commands_are_spawned_with_a_pre_exec_that_allocates() {
         assert!(Command::new("true").status().expect("it ran").success());
     }
 }
-
-/// Whoever was inside a cache's shard at that moment does not exist in the child.
-#[test]
-fn a_cache_that_others_use_serves_the_child() {
-    let _alone = alone();
-    let _watchdog = Watchdog::new("forks beside a cache");
-    let group = Group::root().builder("cache of a fork").max(1 << 20).build().expect("fresh");
-    let cache = memcg::Cache::<u64, [u8; 100]>::direct("forked");
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let _ends = Sets(&stop);
-        for thread in 0..3_u64 {
-            let (cache, group, stop) = (&cache, &group, &stop);
-            scope.spawn(move || {
-                let mut key = thread << 32;
-                while !stop.load(Ordering::Relaxed) {
-                    key += 1;
-                    let _ = group.run(|| cache.insert(key % 300, [1; 100]));
-                    let _ = cache.get(&(key % 200));
-                }
-            });
-        }
-        for round in 0..60 {
-            thread::sleep(Duration::from_millis(2));
-            fork_and(|| {
-                for key in 0..300 {
-                    let _ = group.run(|| cache.insert(key, [2; 100]));
-                    assert!(cache.get(&key).is_none_or(|value| value[0] <= 2), "{round}");
-                }
-                assert!(!cache.is_empty());
-            });
-        }
-    });
-}

@@ -1,5 +1,6 @@
 //! `fork` with caches: at that moment no thread is inside a shard of any of them, so that the
-//! child finds none locked by a thread that it does not have.
+//! child finds none locked by a thread that it does not have. Updates that other threads had
+//! under way are over in the child.
 //!
 //! # Invariants
 //!
@@ -18,6 +19,7 @@ pub(super) struct Member {
     cache: AtomicPtr<()>,
     hold: unsafe fn(*const ()),
     release: unsafe fn(*const ()),
+    after: unsafe fn(*const ()),
     next: AtomicPtr<Member>,
     prev: AtomicPtr<Member>,
 }
@@ -32,6 +34,7 @@ impl Member {
             cache: AtomicPtr::new(ptr::null_mut()),
             hold: hold::<K, V>,
             release: release::<K, V>,
+            after: after::<K, V>,
             next: AtomicPtr::new(ptr::null_mut()),
             prev: AtomicPtr::new(ptr::null_mut()),
         }
@@ -95,6 +98,21 @@ unsafe fn release<K, V>(cache: *const ()) {
     unsafe { shared.release() };
 }
 
+/// # Safety
+///
+/// `cache` is a `Shared<K, V>` in the list.
+unsafe fn after<K, V>(cache: *const ()) {
+    // SAFETY: by contract.
+    unsafe { &*cache.cast::<Shared<K, V>>() }.after_fork();
+}
+
+/// Runs `f`, which is short and takes no lock, while no fork begins: for what a thread that the
+/// child does not have must not be in the middle of.
+pub(super) fn kept_out<R>(f: impl FnOnce() -> R) -> R {
+    let _first = lock(&FIRST);
+    f()
+}
+
 /// Calls `f` with every member. The lock is held.
 fn each(first: &AtomicPtr<Member>, f: impl FnMut(&Member)) {
     // SAFETY: it is null or leads to the member of a cache that has not left.
@@ -126,4 +144,13 @@ pub(crate) unsafe fn unlock_all() {
     });
     // SAFETY: by contract the lock is held and its guard was forgotten.
     unsafe { FIRST.force_unlock() };
+}
+
+/// In the child of a fork, after [`unlock_all`].
+pub(crate) fn after_fork() {
+    let first = lock(&FIRST);
+    each(&first, |member| {
+        // SAFETY: the member is in the list, and so is its cache.
+        unsafe { (member.after)(member.cache.load(Ordering::Relaxed)) };
+    });
 }

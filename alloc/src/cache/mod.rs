@@ -25,7 +25,7 @@ use memcg_shrink::{Place, ShrinkerId};
 
 pub use stat::CacheStat;
 
-pub(crate) use self::fork::{lock_all, unlock_all};
+pub(crate) use self::fork::{after_fork, lock_all, unlock_all};
 use self::shared::Shared;
 use crate::group::Group;
 use crate::plain_drop::PlainDrop;

@@ -149,8 +149,10 @@ impl<K, V> Shared<K, V> {
             Some(shards.into_boxed_slice())
         });
         let no_memory = || OverLimit::system((nr * size_of::<Shard<K, V>>()) as u64);
+        let shards = shards.ok_or_else(no_memory)?;
         // Of two that make them one is kept.
-        let _ = self.shards.set(shards.ok_or_else(no_memory)?);
+        let unused = fork::kept_out(|| self.shards.set(shards));
+        drop(unused);
         Ok(self.shards())
     }
 
@@ -282,7 +284,7 @@ impl<K, V> Shared<K, V> {
     }
 
     /// Waits for an update of the same hash to end.
-    pub(super) fn wait(&self, conflict: Conflict, now: u64) {
+    pub(super) fn wait(&self, conflict: Conflict, now: u32) {
         assert!(
             conflict == Conflict::Wait,
             "an entry is changed from within an update of the same key"
@@ -431,6 +433,13 @@ impl<K, V> Shared<K, V> {
         for shard in self.shards.get().into_iter().flatten() {
             // SAFETY: by contract the shard is locked and its guard was forgotten.
             unsafe { shard.force_unlock() };
+        }
+    }
+
+    /// In the child of a fork: updates of threads that it does not have are over.
+    pub(super) fn after_fork(&self) {
+        for shard in self.shards() {
+            shard.write().markers.forget_others();
         }
     }
 }

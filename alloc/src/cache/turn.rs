@@ -3,21 +3,23 @@
 //! An update runs user code between its look and its change, so it holds no lock meanwhile. It
 //! leaves a marker with its hash in the shard; whoever is about to change an entry of that hash
 //! finds the marker, under the shard's lock, and waits. Reads and evictions pass.
+//!
+//! The child of a fork has one thread: markers of others lead to stacks that it reuses, so they
+//! are forgotten there. Waiting is a futex for the same reason: no thread is ever inside it.
 
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::thread::{self, ThreadId};
 
-use memcg_accounting::sync::{AtomicU64, Ordering};
+use memcg_accounting::sync::{AtomicU32, Ordering};
+use memcg_shrink::{futex_wait, futex_wake};
 
 /// An update under way. It lives on the stack of the thread that updates.
 #[derive(Debug)]
 pub(super) struct Marker {
     hash: u64,
-    thread: ThreadId,
+    thread: libc::pthread_t,
     /// Somebody waits for the end of the update. Under the shard's lock.
     awaited: Cell<bool>,
     next: Cell<*const Marker>,
@@ -26,8 +28,14 @@ pub(super) struct Marker {
 impl Marker {
     pub(super) fn new(hash: u64) -> Self {
         let (awaited, next) = (Cell::new(false), Cell::new(ptr::null()));
-        Self { hash, thread: thread::current().id(), awaited, next }
+        Self { hash, thread: this_thread(), awaited, next }
     }
+}
+
+/// What no other thread is while this one lives; in the child of a fork, the thread that forked.
+fn this_thread() -> libc::pthread_t {
+    // SAFETY: it takes nothing and always succeeds.
+    unsafe { libc::pthread_self() }
 }
 
 /// The markers of a shard.
@@ -74,7 +82,7 @@ impl Markers {
             // SAFETY: markers of the chain are valid (type invariant).
             let marker = unsafe { &*at };
             if marker.hash == hash && !own.is_some_and(|own| ptr::eq(own, marker)) {
-                if marker.thread == thread::current().id() {
+                if marker.thread == this_thread() {
                     return Some(Conflict::Own);
                 }
                 marker.awaited.set(true);
@@ -113,43 +121,57 @@ impl Markers {
         }
         marker.awaited.get()
     }
+
+    /// Removes every marker that is not the calling thread's: in the child of a fork.
+    pub(super) fn forget_others(&mut self) {
+        let mut at = std::mem::replace(&mut self.first, ptr::null());
+        let mut last: Option<&Marker> = None;
+        while !at.is_null() {
+            // SAFETY: markers of the chain are valid (type invariant): the stacks that they are
+            // on were copied, and no thread has begun since.
+            let marker = unsafe { &*at };
+            at = marker.next.replace(ptr::null());
+            if marker.thread != this_thread() {
+                continue;
+            }
+            match last.replace(marker) {
+                Some(last) => last.next.set(marker),
+                None => self.first = marker,
+            }
+        }
+    }
 }
 
 /// Where threads wait for an update to end.
 #[derive(Debug)]
 pub(super) struct Turn {
-    ended: AtomicU64,
-    sleeping: Mutex<()>,
-    wake: Condvar,
+    /// Counts, and wraps: who waits does not sleep through 2^32 ends.
+    ended: AtomicU32,
 }
 
 impl Turn {
     pub(super) const fn new() -> Self {
-        Self { ended: AtomicU64::new(0), sleeping: Mutex::new(()), wake: Condvar::new() }
+        Self { ended: AtomicU32::new(0) }
     }
 
     /// What to wait from. Called under the lock of the shard, where the marker was seen.
-    pub(super) fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u32 {
         // Relaxed: the shard's lock orders it before the `end` of the update that was seen.
         self.ended.load(Ordering::Relaxed)
     }
 
     /// Waits until some update has ended since `now`.
-    pub(super) fn wait(&self, now: u64) {
-        let mut guard = self.sleeping.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn wait(&self, now: u32) {
+        // Relaxed, here and below: what the update did is seen under the shard's lock.
         while self.ended.load(Ordering::Relaxed) == now {
-            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            futex_wait(&self.ended, now, None);
         }
     }
 
     /// An update that somebody waits for has ended. Called after its marker was removed, under
     /// no lock.
     pub(super) fn end(&self) {
-        {
-            let _guard = self.sleeping.lock().unwrap_or_else(PoisonError::into_inner);
-            // Relaxed: who waits looks under the mutex.
-            self.ended.fetch_add(1, Ordering::Relaxed);
-        }
-        self.wake.notify_all();
+        self.ended.fetch_add(1, Ordering::Relaxed);
+        futex_wake(&self.ended, i32::MAX);
     }
 }
