@@ -2,7 +2,7 @@
 //! (`tests/faults/seam.rs`).
 
 /// What the seam stands before.
-const WRAPPED: [&str; 15] = [
+const WRAPPED: [&str; 16] = [
     "mmap",
     "sbrk",
     "madvise",
@@ -12,6 +12,7 @@ const WRAPPED: [&str; 15] = [
     "pthread_attr_init",
     "pthread_key_create",
     "pthread_setspecific",
+    "pthread_atfork",
     "_rjem_mallocx",
     "_rjem_rallocx",
     "_rjem_xallocx",

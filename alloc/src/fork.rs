@@ -10,15 +10,19 @@ use crate::drain::{self, DRAIN};
 use crate::process::{ENGINE, TREE};
 use crate::{cache, central, hand, notice, peak, reclaim_task, record, refusal, vector, worker};
 
-/// Registers the handlers, once: a second `prepare` would wait for the first one's locks.
+/// Registers the handlers, once: a second `prepare` would wait for the first one's locks. If the
+/// system has no memory for them, a later call tries again: there is one before each group, and
+/// before threads are started.
 pub(crate) fn register() {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
-    // Relaxed: it orders nothing, it only picks one of the threads that begin together.
-    if REGISTERED.swap(true, Ordering::Relaxed) {
+    // Relaxed: it orders nothing, it only picks one of the threads that come together.
+    if REGISTERED.load(Ordering::Relaxed) || REGISTERED.swap(true, Ordering::Relaxed) {
         return;
     }
     // SAFETY: the three are functions of this program.
-    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+    if unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) } != 0 {
+        REGISTERED.store(false, Ordering::Relaxed);
+    }
 }
 
 extern "C" fn prepare() {

@@ -11,7 +11,7 @@ use memcg_shrink::Deadline;
 use crate::error::{Error, OverLimit};
 use crate::process::{self, ENGINE, TREE};
 use crate::scope::{self, Current, Restore};
-use crate::{drain, maps};
+use crate::{drain, fork, maps};
 
 use crate::builder::GroupBuilder;
 
@@ -584,5 +584,6 @@ pub(crate) fn prepare(path: impl FnOnce() -> String) -> Result<(), Error> {
         return Err(Error::not_installed(path()));
     }
     process::start_tracking();
+    fork::register();
     Ok(())
 }

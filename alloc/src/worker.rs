@@ -16,7 +16,7 @@ use core::ptr;
 use memcg_accounting::sync::{AtomicU32, Ordering};
 
 use crate::process::ENGINE;
-use crate::{drain, notice};
+use crate::{drain, fork, notice};
 
 /// No keeper.
 const NONE: u32 = 0;
@@ -43,6 +43,8 @@ pub(crate) fn start() -> bool {
     if KEEPER.compare_exchange(NONE, STARTING, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return false;
     }
+    // A child must know that it has not got these threads.
+    fork::register();
     let started = spawn(KEEPER_STACK, keep);
     KEEPER.store(if started { RUNNING } else { NONE }, Ordering::Relaxed);
     started

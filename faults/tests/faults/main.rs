@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use memcg::{Group, ShrinkerBuilder};
 use seam::Point;
 use support::hoard::Hoard;
-use support::{Bare, Random, Raw, Sets, Watchdog, is_case, pass, rerun, run};
+use support::{Bare, Random, Raw, Sets, Watchdog, fork_and, is_case, pass, rerun, run};
 use world::World;
 
 #[global_allocator]
@@ -45,7 +45,7 @@ fn with_faults(world: &mut World, steps: usize, plan: impl FnOnce()) -> u64 {
 }
 
 /// Points that a running world meets. `Metadata` is asked for when tables grow and `Pages` when jemalloc has none left, so these
-/// have tests of their own; so have `Barrier`, `ExitHook` and `ExitKey`, for what they change stays.
+/// have tests of their own; so have `Barrier`, `ExitHook`, `ExitKey` and `ForkHandlers`, for what they change stays.
 const MET: [Point; 8] = [
     Point::Object,
     Point::Moving,
@@ -242,6 +242,68 @@ fn a_process_that_is_refused_from_its_beginning_lives_or_says_why_not() {
     }
     // The first key is the allocator's; std ends the process if it gets none of its own.
     assert!(at_start(TEST, Point::ExitKey, 1, 1));
+}
+
+// ---- no handlers of fork -----------------------------------------------------------------------------------
+
+/// The handlers were refused at first. They are asked for again before there is anything that a child would miss.
+fn handlers_refused_once() {
+    assert_eq!(seam::nr_refused(Point::ForkHandlers), 1, "the first allocation asked for them");
+    let group = Group::root().builder("handlers").max(1 << 20).build().expect("memory");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _ends = Sets(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                drop(Raw::in_group(&group, 500));
+                drop(Raw::in_group(&group, 5000));
+            }
+        });
+        for _ in 0..10 {
+            fork_and(|| {
+                memcg::drain();
+                // What the other thread had out at that moment stays out.
+                assert!([0, 512, 5120].contains(&group.usage()), "{} bytes", group.usage());
+                assert_eq!(memcg::self_stat().given_up, 0, "nobody is waited for in vain");
+                memcg::check();
+                let own = Group::root().create("of the child").expect("memory");
+                let start = Instant::now();
+                while !support::thread_names().iter().any(|name| name == "memcg-keeper") {
+                    assert!(start.elapsed() < Duration::from_secs(60), "the child has a keeper");
+                    thread::sleep(Duration::from_millis(1));
+                }
+                drop(Raw::in_group(&own, 1000));
+            });
+        }
+    });
+}
+
+/// They are refused for good: what is left is a fork from a process in which nobody else allocates, and programs that are started.
+fn handlers_refused() {
+    fork_and(|| {
+        let objects: Vec<Raw> = (1..1000).filter_map(Raw::new).collect();
+        assert_eq!(objects.len(), 999);
+        drop((objects, Raw::new(1 << 20)));
+    });
+    let before = seam::nr_refused(Point::ForkHandlers);
+    let group = Group::root().create("no handlers").expect("it needs none");
+    assert!(seam::nr_refused(Point::ForkHandlers) > before, "they are asked for again");
+    drop(Raw::in_group(&group, 1000));
+    let started = std::process::Command::new("true").status();
+    assert!(started.expect("it ran").success());
+    memcg::check();
+}
+
+#[test]
+fn without_handlers_of_fork_they_are_asked_for_again() {
+    const TEST: &str = "without_handlers_of_fork_they_are_asked_for_again";
+    if is_case("from the beginning") {
+        let _watchdog = Watchdog::new("a fork");
+        let is_once = std::env::var(seam::AT_START).expect("set").ends_with(" 1 1");
+        return if is_once { handlers_refused_once() } else { handlers_refused() };
+    }
+    assert!(at_start(TEST, Point::ForkHandlers, 1, 1));
+    assert!(at_start(TEST, Point::ForkHandlers, 1, u64::MAX));
 }
 
 // ---- no exit hook -----------------------------------------------------------------------------------------

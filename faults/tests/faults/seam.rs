@@ -44,10 +44,12 @@ pub(crate) enum Point {
     ExitHook,
     /// The key of that word, which the process has one of.
     ExitKey,
+    /// The handlers of `fork`, which the process has once.
+    ForkHandlers,
 }
 
 impl Point {
-    pub(crate) const ALL: [Point; 14] = [
+    pub(crate) const ALL: [Point; 15] = [
         Point::Metadata,
         Point::Pages,
         Point::Object,
@@ -62,6 +64,7 @@ impl Point {
         Point::Eventfd,
         Point::ExitHook,
         Point::ExitKey,
+        Point::ForkHandlers,
     ];
 
     fn plan(self) -> &'static Plan {
@@ -241,6 +244,11 @@ unsafe extern "C" {
         key: *mut libc::pthread_key_t,
         end: Option<unsafe extern "C" fn(*mut c_void)>,
     ) -> c_int;
+    fn __real_pthread_atfork(
+        prepare: Option<unsafe extern "C" fn()>,
+        parent: Option<unsafe extern "C" fn()>,
+        child: Option<unsafe extern "C" fn()>,
+    ) -> c_int;
     fn __real_pthread_setspecific(key: libc::pthread_key_t, value: *const c_void) -> c_int;
     fn __real__rjem_mallocx(size: usize, flags: c_int) -> *mut c_void;
     fn __real__rjem_rallocx(object: *mut c_void, size: usize, flags: c_int) -> *mut c_void;
@@ -391,6 +399,23 @@ unsafe extern "C" fn __wrap_pthread_key_create(
     }
     // SAFETY: by contract.
     unsafe { __real_pthread_key_create(key, end) }
+}
+
+/// # Safety
+///
+/// As for `pthread_atfork`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_pthread_atfork(
+    prepare: Option<unsafe extern "C" fn()>,
+    parent: Option<unsafe extern "C" fn()>,
+    child: Option<unsafe extern "C" fn()>,
+) -> c_int {
+    // jemalloc ends the process if it gets none of its own.
+    if IN_JEMALLOC.get() == 0 && is_refused(Point::ForkHandlers) {
+        return libc::ENOMEM;
+    }
+    // SAFETY: by contract.
+    unsafe { __real_pthread_atfork(prepare, parent, child) }
 }
 
 /// # Safety
