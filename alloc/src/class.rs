@@ -36,6 +36,7 @@ const SIZES: [u32; COUNT] = sizes();
 static TABLE: [u8; MAX_SIZE / STEP + 1] = table();
 const RECIPROCALS: [u64; COUNT] = reciprocals();
 const SPANS: [u32; COUNT] = spans();
+const USED: [u32; COUNT] = used();
 
 #[expect(clippy::cast_possible_truncation, reason = "indices are below 44")]
 const fn sizes() -> [u32; COUNT] {
@@ -104,6 +105,19 @@ const fn spans() -> [u32; COUNT] {
     spans
 }
 
+/// Bytes of a span that are objects'.
+#[expect(clippy::cast_possible_truncation, reason = "a span has at most 512 KiB")]
+const fn used() -> [u32; COUNT] {
+    let mut used = [0; COUNT];
+    let mut i = 0;
+    while i < COUNT {
+        let class = Class(i as u8);
+        used[i] = (class.nr_objects() * class.size()) as u32;
+        i += 1;
+    }
+    used
+}
+
 const _: () = assert!(SIZES[COUNT - 1] as usize == MAX_SIZE);
 
 impl Class {
@@ -167,6 +181,12 @@ impl Class {
     /// Bytes of a span.
     pub(crate) const fn span_bytes(self) -> usize {
         SPANS[self.index()] as usize
+    }
+
+    /// Bytes of a span that are objects': the rest is nobody's.
+    #[inline(always)]
+    pub(crate) const fn used_bytes(self) -> usize {
+        USED[self.index()] as usize
     }
 
     /// Objects in a span.

@@ -13,7 +13,7 @@
 //! features off, and outside builds for AddressSanitizer, each function here is empty.
 
 use core::alloc::Layout;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::AtomicU32;
 
 use crate::class::Class;
 use crate::{asan, checks, hardened, ledger};
@@ -28,6 +28,11 @@ pub(crate) const ASAN: bool = cfg!(memcg_asan);
 pub(crate) const LEDGER: bool = CHECKS || HARDENED;
 /// Whether anything is done to slab-class objects here.
 pub(crate) const ACTIVE: bool = LEDGER || ASAN;
+
+/// Where the ledger has a slab-class object as live, so that it is looked up once in an operation.
+/// Nothing where no ledger is kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Live(Option<&'static AtomicU32>);
 
 /// Answers `object`, which is about to be the program's.
 ///
@@ -78,26 +83,24 @@ unsafe fn dress(object: *mut u8, class: Class, layout: Layout) {
 ///
 /// If it is, it is the caller's.
 #[inline(always)]
-pub(crate) unsafe fn check_live(object: *mut u8, class: Option<Class>, layout: Layout) {
+pub(crate) unsafe fn check_live(object: *mut u8, class: Option<Class>, layout: Layout) -> Live {
     if !LEDGER {
-        return;
+        return Live(None);
     }
-    match class {
-        Some(class) => {
-            ledger::live(object, class, layout);
-            if CHECKS {
-                // SAFETY: the ledger has it as live.
-                unsafe { checks::is_sound(object, class, layout) };
-            }
+    let Some(class) = class else {
+        ledger::live_large(object, layout);
+        if CHECKS {
+            // SAFETY: the ledger has it as live.
+            unsafe { checks::is_sound_large(object, layout) };
         }
-        None => {
-            ledger::live_large(object, layout);
-            if CHECKS {
-                // SAFETY: the ledger has it as live.
-                unsafe { checks::is_sound_large(object, layout) };
-            }
-        }
+        return Live(None);
+    };
+    let slot = ledger::live(object, class, layout);
+    if CHECKS {
+        // SAFETY: the ledger has it as live.
+        unsafe { checks::is_sound(object, class, layout) };
     }
+    Live(Some(slot))
 }
 
 /// Takes an object back; stops the process if it is not the program's to give.
@@ -107,12 +110,33 @@ pub(crate) unsafe fn check_live(object: *mut u8, class: Option<Class>, layout: L
 /// If the ledger has it as live, nobody uses it any more.
 #[inline(always)]
 pub(crate) unsafe fn take_back(object: *mut u8, class: Class, layout: Layout) {
-    if LEDGER {
-        let slot = ledger::live(object, class, layout);
-        if CHECKS {
-            // SAFETY: the ledger has it as live.
-            unsafe { checks::is_sound(object, class, layout) };
-        }
+    // SAFETY: by contract.
+    let live = unsafe { check_live(object, Some(class), layout) };
+    // SAFETY: by contract.
+    unsafe { take_back_live(object, live, class, layout) };
+}
+
+/// Takes back an object that was live a while ago.
+///
+/// # Safety
+///
+/// `live` is what [`check_live`] answered for it, and nobody has used it since but the caller.
+#[inline(always)]
+pub(crate) unsafe fn take_back_later(object: *mut u8, live: Live, class: Class, layout: Layout) {
+    if let Live(Some(slot)) = live {
+        // Others may have run meanwhile.
+        ledger::still_live(object, slot, layout);
+    }
+    // SAFETY: by contract.
+    unsafe { take_back_live(object, live, class, layout) };
+}
+
+/// # Safety
+///
+/// The object is live, and nobody uses it any more.
+#[inline(always)]
+unsafe fn take_back_live(object: *mut u8, live: Live, class: Class, layout: Layout) {
+    if let Live(Some(slot)) = live {
         ledger::take_back(object, slot, class, layout);
     }
     if ASAN {
@@ -136,13 +160,11 @@ pub(crate) unsafe fn take_back(object: *mut u8, class: Class, layout: Layout) {
 ///
 /// # Safety
 ///
-/// It passed [`check_live`] with its old layout, and is the caller's.
+/// `live` is what [`check_live`] answered for it with its old layout, and it is the caller's.
 #[inline(always)]
-pub(crate) unsafe fn resized(object: *mut u8, class: Class, new: Layout) {
-    if LEDGER {
-        // SAFETY: by contract.
-        let slot = unsafe { ledger::slot(object, class) };
-        slot.store(ledger::word(new), Ordering::Relaxed);
+pub(crate) unsafe fn resized(object: *mut u8, live: Live, class: Class, new: Layout) {
+    if let Live(Some(slot)) = live {
+        ledger::resized(slot, new);
     }
     // SAFETY: by contract.
     unsafe { dress(object, class, new) };
@@ -175,7 +197,7 @@ pub(crate) unsafe fn hand_out_large(object: *mut u8, layout: Layout) -> *mut u8 
 #[inline(always)]
 pub(crate) unsafe fn take_back_large(object: *mut u8, layout: Layout) {
     // SAFETY: by contract.
-    unsafe { check_live(object, None, layout) };
+    let _ = unsafe { check_live(object, None, layout) };
     if LEDGER {
         ledger::take_back_large(object, layout);
     }

@@ -104,6 +104,20 @@ unsafe fn push(object: *mut u8, class: Class) -> bool {
     pushed
 }
 
+/// Gives a slab-class object back.
+///
+/// # Safety
+///
+/// As for [`push`].
+#[inline(always)]
+unsafe fn dealloc_class(object: *mut u8, class: Class, root: Root) {
+    // SAFETY: by contract.
+    if !unsafe { push(object, class) } {
+        // SAFETY: by contract, and nothing has been done.
+        unsafe { slow::dealloc(object, class, root) }
+    }
+}
+
 /// Every other free.
 ///
 /// # Safety
@@ -116,10 +130,7 @@ unsafe fn dealloc_slow(object: *mut u8, layout: Layout, root: Root) {
             // SAFETY: by contract nobody uses the object any more.
             unsafe { edge::take_back(object, class, layout) };
             // SAFETY: the layout is the one that the object was allocated with.
-            if !unsafe { push(object, class) } {
-                // SAFETY: as above.
-                unsafe { slow::dealloc(object, class, root) }
-            }
+            unsafe { dealloc_class(object, class, root) }
         }
         None => {
             // SAFETY: as above.
@@ -171,12 +182,13 @@ unsafe impl GlobalAlloc for Memcg {
 
     unsafe fn realloc(&self, object: *mut u8, old: Layout, size: usize) -> *mut u8 {
         let Ok(new) = Layout::from_size_align(size, old.align()) else { return ptr::null_mut() };
+        let before = Class::of(old);
         // SAFETY: by the contract of `realloc`, the object is the caller's.
-        unsafe { edge::check_live(object, Class::of(old), old) };
-        match (Class::of(old), Class::of(new)) {
+        let live = unsafe { edge::check_live(object, before, old) };
+        match (before, Class::of(new)) {
             (Some(before), Some(after)) if before == after => {
                 // SAFETY: checked above.
-                unsafe { edge::resized(object, after, new) };
+                unsafe { edge::resized(object, live, after, new) };
                 return object;
             }
             (None, None) => {
@@ -193,8 +205,16 @@ unsafe impl GlobalAlloc for Memcg {
         if !moved.is_null() {
             // SAFETY: both hold that many bytes, and the new object overlaps nothing.
             unsafe { ptr::copy_nonoverlapping(object, moved, old.size().min(size)) };
-            // SAFETY: the object has the old layout, and the caller will not use it any more.
-            unsafe { self.dealloc(object, old) };
+            match before {
+                Some(before) => {
+                    // SAFETY: checked above; the caller will not use it any more.
+                    unsafe { edge::take_back_later(object, live, before, old) };
+                    // SAFETY: this is the class of the layout that it was allocated with.
+                    unsafe { dealloc_class(object, before, self.root) };
+                }
+                // SAFETY: the object has the old layout, and the caller will not use it any more.
+                None => unsafe { self.dealloc(object, old) },
+            }
         }
         moved
     }

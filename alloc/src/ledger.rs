@@ -93,7 +93,7 @@ fn entry(span: &Span, index: usize) -> &'static AtomicU32 {
 ///
 /// `object` is of `class`, and the caller's.
 #[inline(always)]
-pub(crate) unsafe fn slot(object: *mut u8, class: Class) -> &'static AtomicU32 {
+unsafe fn slot(object: *mut u8, class: Class) -> &'static AtomicU32 {
     // SAFETY: by contract.
     let span = unsafe { maps::span_of_object(object) };
     entry(span, class.object_at(object.addr() - span.base()))
@@ -132,10 +132,10 @@ pub(crate) unsafe fn is_out(object: *mut u8, class: Class) -> bool {
 #[inline(always)]
 pub(crate) fn live(object: *mut u8, class: Class, layout: Layout) -> &'static AtomicU32 {
     if let Some(span) = maps::span_of(object.addr())
-        && span.class() == class
+        && span.serves(class)
     {
         let offset = object.addr().wrapping_sub(span.base());
-        if offset < class.nr_objects() * class.size() {
+        if offset < class.used_bytes() {
             let index = class.object_at(offset);
             let slot = entry(span, index);
             if index * class.size() == offset && slot.load(Ordering::Relaxed) == word(layout) {
@@ -144,6 +144,20 @@ pub(crate) fn live(object: *mut u8, class: Class, layout: Layout) -> &'static At
         }
     }
     diagnose(object.addr(), layout)
+}
+
+/// An object that was live is resized within its class.
+#[inline(always)]
+pub(crate) fn resized(slot: &'static AtomicU32, layout: Layout) {
+    slot.store(word(layout), Ordering::Relaxed);
+}
+
+/// Ends the process unless an object whose word is `slot`, and which was live, still is.
+#[inline(always)]
+pub(crate) fn still_live(object: *mut u8, slot: &'static AtomicU32, layout: Layout) {
+    if slot.load(Ordering::Relaxed) != word(layout) {
+        diagnose(object.addr(), layout);
+    }
 }
 
 /// Notes that an object came back, whose word is `slot`.

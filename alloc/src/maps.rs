@@ -172,6 +172,7 @@ fn chunks(span: &Span, class: Class) -> impl Iterator<Item = usize> {
 }
 
 /// The span of any address.
+#[inline]
 pub(crate) fn span_of(address: usize) -> Option<&'static Span> {
     let span = SPANS.get(address)?.span.load(Ordering::Acquire);
     // SAFETY: entries are null or lead to a span's record, which is never unmapped.

@@ -101,6 +101,7 @@ impl Span {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn base(&self) -> usize {
         self.base.load(Ordering::Relaxed)
     }
@@ -112,6 +113,12 @@ impl Span {
 
     pub(crate) fn class(&self) -> Class {
         Class::from_index(self.class.load(Ordering::Relaxed))
+    }
+
+    /// Whether it serves `class`.
+    #[inline(always)]
+    pub(crate) fn serves(&self, class: Class) -> bool {
+        self.class.load(Ordering::Relaxed) as usize == class.index()
     }
 
     /// The words of its tags. Acquire pairs with the Release in `make_vector`.
@@ -151,7 +158,7 @@ impl Span {
         let base = self.base.load(Ordering::Acquire);
         let class = self.class();
         let offset = address.wrapping_sub(base);
-        if base == 0 || offset >= class.nr_objects() * class.size() {
+        if base == 0 || offset >= class.used_bytes() {
             return Tag::NOBODY;
         }
         let tags = self.tags();
