@@ -6,7 +6,7 @@
 /// An idle group with a name of at most 16 bytes: its record, its context's and the engine's, its name and
 /// its share of the table that finds it. A group that lists or caches have objects of takes a list head
 /// for each more.
-pub const GROUP: usize = 340;
+pub const GROUP: usize = 360;
 
 /// What is left of a group that is gone while objects of it live: its context's record, however many
 /// objects there are.
