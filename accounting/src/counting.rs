@@ -103,6 +103,13 @@ impl<A: Default> Default for Counted<A> {
 /// Forwards what core's atomic has, and counts what reads, modifies and writes at once.
 macro_rules! counted {
     ($atomic:ty, $value:ty, [$($generic:ident)?], [$($arithmetic:ident)*]) => {
+        counted!($atomic, $value, [$($generic)?], [$($arithmetic)*], [
+            compare_exchange compare_exchange_weak
+        ]);
+    };
+    (
+        $atomic:ty, $value:ty, [$($generic:ident)?], [$($arithmetic:ident)*], [$($exchange:ident)*]
+    ) => {
         impl$(<$generic>)? Counted<$atomic> {
             /// As core's.
             #[inline]
@@ -141,31 +148,20 @@ macro_rules! counted {
                 self.0.swap(value, order)
             }
 
-            /// As core's.
-            #[inline]
-            pub fn compare_exchange(
-                &self,
-                old: $value,
-                new: $value,
-                success: Ordering,
-                failure: Ordering,
-            ) -> Result<$value, $value> {
-                read_modify_write();
-                self.0.compare_exchange(old, new, success, failure)
-            }
-
-            /// As core's.
-            #[inline]
-            pub fn compare_exchange_weak(
-                &self,
-                old: $value,
-                new: $value,
-                success: Ordering,
-                failure: Ordering,
-            ) -> Result<$value, $value> {
-                read_modify_write();
-                self.0.compare_exchange_weak(old, new, success, failure)
-            }
+            $(
+                /// As core's.
+                #[inline]
+                pub fn $exchange(
+                    &self,
+                    old: $value,
+                    new: $value,
+                    success: Ordering,
+                    failure: Ordering,
+                ) -> Result<$value, $value> {
+                    read_modify_write();
+                    self.0.$exchange(old, new, success, failure)
+                }
+            )*
 
             $(
                 /// As core's.

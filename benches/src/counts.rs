@@ -48,7 +48,7 @@ pub fn run(scale: Scale) -> Result<(), Box<dyn Error>> {
                 let few = Run::of(&child, workload, state, threads, turns.0)?;
                 let many = Run::of(&child, workload, state, threads, turns.1)?;
                 for figure in many.since(&few) {
-                    print!(" {figure:.4} |");
+                    print!(" {:.4} |", figure.max(0.0));
                 }
             }
             println!();

@@ -72,3 +72,16 @@ fn memcg_in_each_state() {
     child::measure(cx, "cache.own", None).expect("it is in the list");
     assert!(tight.events().max > 0, "{:?}", tight.events());
 }
+
+#[test]
+fn a_workload_runs_on_as_many_threads_as_are_asked_for() {
+    let operations = |name: &str, threads| {
+        let cx = Cx { heap: Heap(&System), tenants: Nobody::new(), scale: Scale::Tiny, threads };
+        let answer = child::measure(cx, name, Some(3)).expect("it is in the list");
+        answer["operations"].as_u64().expect("a number")
+    };
+    assert_eq!(operations("pair.64", Some(2)), 2 * operations("pair.64", None));
+    assert_eq!(operations("pair.64", Some(1)), operations("pair.64", None));
+    assert_eq!(operations("larson", None), 2 * operations("larson", Some(1)));
+    assert_eq!(operations("xmalloc", None), operations("xmalloc", Some(2)));
+}
