@@ -19,6 +19,8 @@ mod loom_mark;
 #[cfg(loom)]
 mod loom_marked;
 #[cfg(loom)]
+mod loom_tick;
+#[cfg(loom)]
 mod loom_walks;
 #[cfg(not(loom))]
 mod protecting;
