@@ -29,7 +29,7 @@ moka                0.12.10  --lib --features sync
 im                  15.1.0   --lib
 roaring             0.10.12  --lib --tests
 flate2              1.1.1    --lib --tests --no-default-features --features zlib
-zstd                0.13.3   --lib
+bzip2               0.5.2    --lib --tests
 rusqlite            0.35.0   --lib --features bundled
 smallvec            1.15.0   --lib
 indexmap            2.9.0    --lib --tests
