@@ -70,7 +70,7 @@ round() {
 }
 
 # Every tenant as large as it gets, all at once. What is kept for a page or a span of what was ever in use (tags, maps, jemalloc's
-# own) is then as much as it will be; by chance that takes a quarter of an hour.
+# own) is then nearly as much as it will be; by chance that takes longer.
 largest() {
   local db
   timeout 120 redis-benchmark -p "$port" --dbnum 1 -t set,mset -n 300000 -r 200000 -d 512 -P 16 -q >/dev/null
