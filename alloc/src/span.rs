@@ -89,6 +89,9 @@ impl Span {
     pub(crate) fn begin(&self, class: Class, index: u32, base: usize) {
         self.class.store(u32::try_from(class.index()).unwrap_or(0), Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
+        if self.has_vector() {
+            vector::wake(self.tags(), class.nr_objects());
+        }
         // Release pairs with the Acquire in `tag_at`.
         self.base.store(base, Ordering::Release);
     }
@@ -97,7 +100,7 @@ impl Span {
     pub(crate) fn end(&self) {
         self.base.store(0, Ordering::Release);
         if self.has_vector() {
-            vector::give_pages_back(self.tags(), self.class().nr_objects());
+            vector::rest(self.tags(), self.class().nr_objects());
         }
     }
 

@@ -1,9 +1,20 @@
 //! Tag vectors: made on demand, type-stable, never unmapped.
 //!
 //! They are cut from chunks of metadata and belong to a span record for ever; what a released
-//! span's vector holds is zero, so whole pages of it may go back to the system meanwhile.
+//! span's vector holds is zero, so its pages may go back to the system meanwhile. A vector of a page or
+//! more has its pages for itself. Smaller ones share a page, which begins with how many of them are in use:
+//!
+//! ```text
+//!   | live: 2 | vector | vector | vector, at rest |        a page: it goes back when `live` is 0
+//! ```
 //!
 //! What else belongs to a span's record for ever is cut from an arena of its own.
+//!
+//! # Invariants
+//!
+//! - A vector is in use from when it is taken until it [rests](rest), and from when it [wakes](wake). At
+//!   rest it holds zeros.
+//! - `live` changes, and pages go back, with the arena's lock held.
 
 use memcg_accounting::SYSTEM;
 use memcg_accounting::sync::{AtomicU32, AtomicUsize, Lock, Ordering, lock};
@@ -54,21 +65,48 @@ pub(crate) fn take_other(len: usize) -> *mut AtomicU32 {
 }
 
 fn take_from(arena: &Lock<Arena>, count: &AtomicUsize, len: usize) -> *mut AtomicU32 {
-    let bytes = (len * size_of::<AtomicU32>()).next_multiple_of(ALIGN);
+    let bytes = bytes_of(len);
     let mut arena = lock(arena);
-    // Vectors of a page or more begin on a page, so that theirs may go back alone.
-    let align = if bytes >= PAGE { PAGE } else { ALIGN };
-    let skip = arena.next.addr().next_multiple_of(align) - arena.next.addr();
-    if arena.left < skip + bytes {
+    if arena.left < skip(&arena, bytes) + bytes {
         let maps = arena.maps;
         let fresh = (SYSTEM.map)(maps);
         if fresh.is_null() {
             return core::ptr::null_mut();
         }
         *arena = Arena { next: fresh, left: maps, maps };
-        return cut(&mut arena, 0, bytes, count);
     }
-    cut(&mut arena, skip, bytes, count)
+    let skip = skip(&arena, bytes);
+    let vector = cut(&mut arena, skip, bytes, count);
+    if bytes < PAGE {
+        live(vector).fetch_add(1, Ordering::Relaxed);
+    }
+    vector
+}
+
+/// What a vector takes: whole pages, or a part of one.
+fn bytes_of(len: usize) -> usize {
+    let bytes = len * size_of::<AtomicU32>();
+    bytes.next_multiple_of(if bytes > PAGE - ALIGN { PAGE } else { ALIGN })
+}
+
+/// Bytes that are left out before a vector of `bytes`.
+fn skip(arena: &Arena, bytes: usize) -> usize {
+    match arena.next.addr() % PAGE {
+        0 if bytes >= PAGE => 0,
+        // The page's own word.
+        0 => ALIGN,
+        at if at + bytes <= PAGE => 0,
+        at if bytes >= PAGE => PAGE - at,
+        at => PAGE - at + ALIGN,
+    }
+}
+
+/// How many vectors of its page are in use, for one that shares it.
+fn live(vector: *mut AtomicU32) -> &'static AtomicU32 {
+    let page = vector.wrapping_byte_sub(vector.addr() % PAGE);
+    // SAFETY: the page is in the same mapping, which is zeroed at first and never unmapped; its first
+    // bytes are nobody else's.
+    unsafe { &*page }
 }
 
 fn cut(arena: &mut Arena, skip: usize, bytes: usize, count: &AtomicUsize) -> *mut AtomicU32 {
@@ -81,16 +119,34 @@ fn cut(arena: &mut Arena, skip: usize, bytes: usize, count: &AtomicUsize) -> *mu
     vector.cast()
 }
 
-/// Gives the pages of a vector that holds only zeros back to the system; it stays mapped and
-/// reads as zeros.
-pub(crate) fn give_pages_back(vector: *mut AtomicU32, len: usize) {
-    let bytes = len * size_of::<AtomicU32>();
-    if bytes >= PAGE && vector.addr().is_multiple_of(PAGE) {
-        let whole = bytes - bytes % PAGE;
-        // SAFETY: the pages are a private anonymous mapping of ours and hold zeros, which is
-        // what they read as afterwards.
-        unsafe { libc::madvise(vector.cast(), whole, libc::MADV_DONTNEED) };
+/// The span of a vector that holds only zeros serves nothing any more: the vector stays, and its memory
+/// goes back to the system, as soon as that of all others on the page may.
+pub(crate) fn rest(vector: *mut AtomicU32, len: usize) {
+    let bytes = bytes_of(len);
+    if bytes >= PAGE {
+        return give_back(vector, bytes);
     }
+    let _arena = lock(&ARENA_NOW);
+    let before = live(vector).fetch_sub(1, Ordering::Relaxed);
+    debug_assert!(before > 0, "a vector rests once");
+    if before == 1 {
+        give_back(vector.wrapping_byte_sub(vector.addr() % PAGE), PAGE);
+    }
+}
+
+/// The span of a vector at rest is about to serve something again.
+pub(crate) fn wake(vector: *mut AtomicU32, len: usize) {
+    if bytes_of(len) < PAGE {
+        let _arena = lock(&ARENA_NOW);
+        live(vector).fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Gives pages that hold only zeros back; they stay mapped.
+fn give_back(pages: *mut AtomicU32, bytes: usize) {
+    // SAFETY: they are a private anonymous mapping of ours and hold zeros, which is what they read as
+    // afterwards.
+    unsafe { libc::madvise(pages.cast(), bytes, libc::MADV_DONTNEED) };
 }
 
 /// Takes the locks, for `fork`: whoever is on the bypass may have one at that moment.
@@ -131,6 +187,68 @@ mod tests {
     use memcg_accounting::sync::try_lock;
 
     use super::*;
+
+    /// Whether the page of a vector is resident.
+    fn is_resident(vector: *mut AtomicU32) -> bool {
+        let page = vector.wrapping_byte_sub(vector.addr() % PAGE);
+        let mut answer = 0_u8;
+        // SAFETY: the page is mapped, and the answer has a byte for it.
+        assert_eq!(unsafe { libc::mincore(page.cast(), PAGE, &raw mut answer) }, 0);
+        answer & 1 != 0
+    }
+
+    #[test]
+    fn a_page_goes_back_when_all_of_its_vectors_rest() {
+        // Three fill a page: no other test has a part of it.
+        const LEN: usize = 336;
+        let page_of = |vector: *mut AtomicU32| vector.addr() / PAGE;
+        let mut page = vec![take(LEN)];
+        while page.len() < 3 {
+            let next = take(LEN);
+            if page_of(next) != page_of(page[0]) {
+                page.clear();
+            }
+            page.push(next);
+        }
+        let word = |vector: *mut AtomicU32| {
+            // SAFETY: the vector has words, and is never unmapped.
+            unsafe { &*vector }
+        };
+        for &vector in &page {
+            assert_ne!(vector.addr() % PAGE, 0, "the page's own word comes first");
+            word(vector).store(7, Ordering::Relaxed);
+        }
+        for &vector in &page {
+            assert!(is_resident(vector), "one of them is in use");
+            assert_eq!(word(vector).load(Ordering::Relaxed), 7);
+            word(vector).store(0, Ordering::Relaxed);
+            rest(vector, LEN);
+        }
+        assert!(!is_resident(page[0]), "all of them rest");
+        wake(page[1], LEN);
+        assert_eq!(word(page[1]).load(Ordering::Relaxed), 0);
+        word(page[1]).store(8, Ordering::Relaxed);
+        wake(page[2], LEN);
+        rest(page[2], LEN);
+        assert_eq!(word(page[1]).load(Ordering::Relaxed), 8, "the other is in use");
+        word(page[1]).store(0, Ordering::Relaxed);
+        rest(page[1], LEN);
+        assert!(!is_resident(page[1]));
+    }
+
+    #[test]
+    fn vectors_of_a_page_or_more_have_their_pages_alone() {
+        for len in [1008, 1009, 1024, 1365, 4096] {
+            let (first, second) = (take(len), take(len));
+            let pages = |vector: *mut AtomicU32| {
+                vector.addr() / PAGE..=(vector.addr() + len * size_of::<AtomicU32>() - 1) / PAGE
+            };
+            assert_eq!(first.addr() % PAGE == 0, len > 1008, "{len} words");
+            assert!(pages(first).all(|page| !pages(second).contains(&page)), "{len} words");
+            rest(first, len);
+            rest(second, len);
+        }
+    }
 
     #[test]
     fn a_fork_while_a_vector_is_cut_leaves_the_child_able_to_cut_one() {
