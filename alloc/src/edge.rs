@@ -13,7 +13,8 @@
 //! features off, and outside builds for AddressSanitizer, each function here is empty.
 
 use core::alloc::Layout;
-use core::sync::atomic::AtomicU32;
+
+use memcg_accounting::sync::AtomicU32;
 
 use crate::class::Class;
 use crate::{asan, checks, hardened, ledger};
