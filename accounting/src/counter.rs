@@ -115,6 +115,17 @@ impl Counter {
         self.alarm.store(least.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// Tests that the alarm is the least of the three. Called with the stripe locked.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it is not.
+    pub(crate) fn check(&self) {
+        let words = [&self.max, &self.high, &self.near];
+        let least = words.map(|word| word.load(Ordering::Relaxed)).into_iter().min();
+        assert_eq!(Some(self.alarm.load(Ordering::Relaxed)), least, "the alarm is the least limit");
+    }
+
     /// Whether usage is over `high`, over `max` or near it: if not, it is none of these.
     #[inline]
     pub(crate) fn is_alarming(&self) -> bool {

@@ -5,9 +5,10 @@
 //!
 //! # What a charge takes
 //!
-//! A payer's first charge takes a KiB, the next ones as much again as all before them: who allocates
-//! much pays seldom. When its entry is trimmed it is known what it really used since: all that was
-//! charged, but for the least that the entry had left. That is what its next charge takes. So a
+//! A payer's first charge takes a KiB, or what it needs if that is more, the next ones as much again as
+//! all before them, up to 32 KiB: who allocates much pays seldom. When its entry is trimmed it is known
+//! what it really used since: all that was charged, but for the least that the entry had left since the
+//! last charge. That is what its next charge takes. So a
 //! payer that comes for one object in a thousand turns keeps what one object costs, and needs no charge
 //! while all of them together stay within the bound.
 //!
@@ -453,8 +454,8 @@ impl UnchargeLog {
         self.len < LOG || self.entries[LOG - 1].0 == tag
     }
 
-    /// All that is noted. Together with what a stock has unspent it stays within
-    /// [`MAX_UNSPENT`], or it is applied.
+    /// All that is noted. Where it passes [`MAX_UNSPENT`] together with what a stock has unspent, it is
+    /// applied, at the next slow path at the latest.
     #[inline]
     #[must_use]
     pub const fn bytes(&self) -> u64 {

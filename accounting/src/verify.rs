@@ -43,6 +43,14 @@ impl Tree {
         let forwards = Scratch::new(self, words);
         let (of_min, of_low) = (Scratch::new(self, words), Scratch::new(self, words));
         for (_, group) in self.live_groups() {
+            group.counter.check();
+            let above =
+                self.chain(group.parent()).next().map(|(_, above)| core::ptr::from_ref(above));
+            assert_eq!(
+                group.up().map(core::ptr::from_ref),
+                above,
+                "a charge goes on to the parent"
+            );
             if let Some((parent, _)) = self.chain(group.parent()).next() {
                 let usage = group.counter.usage();
                 of_min.add(parent, usage.min(group.counter.min()));

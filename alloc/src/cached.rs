@@ -37,7 +37,7 @@ pub(crate) struct Cached {
 pub(crate) enum Step {
     /// An object of the current payer.
     Done(*mut u8),
-    /// The stock has too little for the object on top, which is untagged now.
+    /// The stock has too little for the object on top, which is another's still.
     Charge,
     /// The system has no memory.
     NoMemory,
@@ -158,11 +158,20 @@ impl Cached {
         Step::Done(self.finish(class, current))
     }
 
-    /// Sees to an object on top whose tag may be written.
-    pub(crate) fn alloc_paid(&mut self, class: Class) -> Option<()> {
+    /// Sees to an object on top, whose tag may be written, for a payer that has paid for one.
+    pub(crate) fn alloc_paid(&mut self, class: Class, payer: Tag) -> Option<()> {
         let object = self.refilled(class, Tag::NOBODY)?;
         // SAFETY: the object is in our magazine of its class.
-        unsafe { maps::make_taggable(object, class) }.then_some(())
+        if !unsafe { maps::make_taggable(object, class) } {
+            return None;
+        }
+        // SAFETY: as above.
+        let slot = unsafe { maps::tag_slot(object, class) };
+        if Tag::from_bits(slot.load(Ordering::Relaxed)) == payer {
+            // It is charged already: what was paid now is for the next one.
+            self.give(payer, class.size() as u64);
+        }
+        Some(())
     }
 
     /// Gives the object on top, whose tag may be written or is `current`, to `current`, which has
@@ -475,8 +484,11 @@ fn credit(stock: &mut Stock, log: &mut UnchargeLog, tag: Tag, bytes: u64) {
     if tag.is_nobody() {
         return;
     }
-    if stock.unspent() >= MAX_UNSPENT || !stock.give(tag, bytes) {
-        note(log, tag, bytes);
+    // A run of objects may be more than the bound leaves room for.
+    let room = bytes.min(MAX_UNSPENT.saturating_sub(stock.unspent()));
+    let left = if room > 0 && stock.give(tag, room) { bytes - room } else { bytes };
+    if left > 0 {
+        note(log, tag, left);
         // Whoever only frees would charge its payers for ever otherwise.
         if stock.unspent() + log.bytes() >= MAX_UNSPENT {
             TREE.uncharge_all(log.take());
@@ -496,6 +508,7 @@ fn note(log: &mut UnchargeLog, tag: Tag, bytes: u64) {
 #[cfg(test)]
 mod tests {
     use core::alloc::Layout;
+    use core::ptr;
 
     use memcg_accounting::{Root, Settings};
 
@@ -529,5 +542,38 @@ mod tests {
         // SAFETY: the object is out.
         let slot = unsafe { maps::tag_slot(object[0], class) };
         assert!(!Span::is_shared(slot), "now it is found");
+    }
+
+    #[test]
+    fn a_flush_of_many_objects_of_one_payer_stays_within_the_bound() {
+        assert!(process::begin(Root::Untracked));
+        process::start_tracking();
+        let class = Class::of(Layout::new::<[u64; 256]>()).expect("a slab class");
+        let group = TREE.create(memcg_accounting::GroupRef::ROOT, "flushed", Settings::default());
+        let payer = TREE.payer(group.expect("fresh"));
+        let storage = vec![ptr::null_mut::<u8>(); crate::magazine::storage_words()].leak();
+        let mut cached = Cached::new();
+        // SAFETY: the words are zeroed, and nobody else's for ever.
+        unsafe { cached.place(storage.as_mut_ptr()) };
+        assert!(TREE.pin(payer));
+        cached.insert(payer, Tag::NOBODY);
+        let mut objects = [ptr::null_mut(); 128];
+        assert_eq!(central::take(class, &mut objects), objects.len());
+        for object in objects {
+            // SAFETY: the object is out.
+            assert!(unsafe { maps::make_taggable(object, class) });
+            // SAFETY: as above.
+            let slot = unsafe { maps::tag_slot(object, class) };
+            slot.store(payer.tag.to_bits(), Ordering::Relaxed);
+            let want = memcg_accounting::Want::exactly(class.size() as u64);
+            TREE.charge(payer, want).expect("no limit");
+            cached.free(class, object);
+        }
+        let want = memcg_accounting::Want::exactly(MAX_UNSPENT - 8);
+        TREE.charge(payer, want).expect("no limit");
+        cached.give(payer.tag, MAX_UNSPENT - 8);
+        cached.flush(class, usize::MAX);
+        assert!(cached.limbo() <= MAX_UNSPENT, "{} bytes are nobody's", cached.limbo());
+        cached.empty();
     }
 }

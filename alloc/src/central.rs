@@ -12,7 +12,7 @@
 //!   `nr_free == nr_objects`, and on neither when `nr_free == 0`.
 //! - Objects that are in have no tag.
 //!
-//! Lock order: a record's lock, then a central list's, then jemalloc's.
+//! Lock order: a record's lock, then a central list's, then the vectors', then jemalloc's.
 
 use core::ptr;
 
@@ -160,12 +160,12 @@ impl Lists {
         let found = listed.free.take(&mut out[..taken], at);
         debug_assert_eq!(found, taken, "as many are in as are counted");
         // A magazine hands out its last word first.
-        out[..taken].reverse();
+        out[..found].reverse();
         listed.nr_free -= taken;
         if listed.nr_free == 0 {
             self.unlink_partial(span);
         }
-        taken
+        found
     }
 
     /// # Safety

@@ -369,7 +369,7 @@ fn new_eventfd(count: u32) -> io::Result<OwnedFd> {
 
 // ---- fork -----------------------------------------------------------------------------------
 
-/// Takes the lock: for `fork`, before any other of the allocator's.
+/// Takes the lock: for `fork`, before the drain mutex.
 pub(crate) fn lock_all() {
     std::mem::forget(lock(&REGISTRY));
 }

@@ -97,7 +97,7 @@ impl Drop for PeakReader {
     }
 }
 
-/// Takes the lock: for `fork`, before any other of the allocator's.
+/// Takes the lock: for `fork`, before the drain mutex.
 pub(crate) fn lock_all() {
     std::mem::forget(lock(&RESET));
 }

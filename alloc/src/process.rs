@@ -59,7 +59,7 @@ pub(crate) fn begin(root: Root) -> bool {
         return false;
     }
     // `race`: two threads may both run this; each step is right twice, the second key is given
-    // back, and the handlers of `fork` are registered once.
+    // back, and the handlers of `fork` are registered.
     BEGUN.get_or_init(|| {
         if root == Root::Accounted {
             start_tracking();

@@ -318,7 +318,7 @@ impl Group {
 
 // ---- fork -----------------------------------------------------------------------------------
 
-/// Takes the lock: for `fork`, before any other of the allocator's.
+/// Takes the lock: for `fork`, before the drain mutex.
 pub(crate) fn lock_all() {
     std::mem::forget(lock(&TASKS));
 }

@@ -337,6 +337,8 @@ fn open(record: &'static Record) {
     }
     record.set_current(UNSETTLED);
     record.set_stalled(false);
+    // Whoever had it before may have ended in between: the new owner's first slow path asks for ticks.
+    record.set_drained();
     // Partner: the fence in `start_tracking`. Either that finds this record in the list, or this
     // finds that tags are looked at.
     fence(Ordering::SeqCst);

@@ -134,7 +134,7 @@ fn hand_out(record: &Record, class: Class, charged: Charged, root: Root) -> *mut
     // SAFETY: the owner holds the lock, and this is the only reference.
     let cached = unsafe { record.cached() };
     cached.give(charged.tag, charged.bytes - need);
-    let object = match cached.alloc_paid(class) {
+    let object = match cached.alloc_paid(class, charged.tag) {
         Some(()) => cached.finish(class, charged.tag),
         None => {
             cached.give(charged.tag, need);

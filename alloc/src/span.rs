@@ -28,7 +28,8 @@ use crate::vector;
 /// What `tags` of a span without accounted objects leads to.
 static ZEROS: [AtomicU32; MAX_OBJECTS] = [const { AtomicU32::new(0) }; MAX_OBJECTS];
 
-/// A span's record: the first cache line is what lookups read, the rest is the central list's.
+/// A span's record: what lookups of any address read, then the central list's. The fast path reads the
+/// page map's copy of it.
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct Span {

@@ -142,8 +142,17 @@ pub(crate) fn wake(vector: *mut AtomicU32, len: usize) {
     }
 }
 
+/// Whether the system's pages are as large as is assumed here: larger ones can't be given back in part.
+pub(crate) fn pages_are_small() -> bool {
+    // SAFETY: it only answers.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) == 4096 }
+}
+
 /// Gives pages that hold only zeros back; they stay mapped.
 fn give_back(pages: *mut AtomicU32, bytes: usize) {
+    if !pages_are_small() {
+        return;
+    }
     // SAFETY: they are a private anonymous mapping of ours and hold zeros, which is what they read as
     // afterwards.
     unsafe { libc::madvise(pages.cast(), bytes, libc::MADV_DONTNEED) };

@@ -50,8 +50,8 @@ pub(crate) fn start() -> bool {
     started
 }
 
-/// From now on the tick comes every 100 ms, until it says that nothing is left to do. A load if
-/// it is wanted already; callable from inside an allocation.
+/// From now on the tick comes every 100 ms, until it says that nothing is left to do. A fence
+/// and a load if it is wanted already; callable from inside an allocation.
 pub(crate) fn want_ticks() {
     ENGINE.want_ticks();
 }

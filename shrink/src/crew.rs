@@ -179,6 +179,7 @@ impl Crew {
         self.nr_workers.store(0, Ordering::Relaxed);
         self.nr_idle.store(0, Ordering::Relaxed);
         self.set_keeper(false);
-        self.wants_tick.store(false, Ordering::Relaxed);
+        // What the parent's threads left may be there: a tick too many ends by itself.
+        self.wants_tick.store(true, Ordering::Relaxed);
     }
 }

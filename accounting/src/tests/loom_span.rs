@@ -252,7 +252,7 @@ impl Span {
         self.words[tags].load(Ordering::Relaxed)
     }
 
-    /// `Cached::hand_over` of an object in the magazine: `false`: the slow path looks again.
+    /// `Cached::take_others` of an object in the magazine: `false`: the slow path looks again.
     fn hand_over(&self, slot: usize, tag: u32) -> bool {
         let is_shared = if self.left_out == Some(LeftOut::SharedSlot) {
             self.entry.load(Ordering::Relaxed) == 0
