@@ -110,9 +110,12 @@ impl Counter {
 
     /// After one of the three has changed. Called with the stripe locked.
     fn set_alarm(&self) {
-        let words = [&self.max, &self.high, &self.near];
-        let least = words.map(|word| word.load(Ordering::Relaxed)).into_iter().min();
-        self.alarm.store(least.unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.alarm.store(self.least_limit(), Ordering::Relaxed);
+    }
+
+    fn least_limit(&self) -> u64 {
+        let word = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        word(&self.max).min(word(&self.high)).min(word(&self.near))
     }
 
     /// Tests that the alarm is the least of the three. Called with the stripe locked.
@@ -121,9 +124,8 @@ impl Counter {
     ///
     /// Panics if it is not.
     pub(crate) fn check(&self) {
-        let words = [&self.max, &self.high, &self.near];
-        let least = words.map(|word| word.load(Ordering::Relaxed)).into_iter().min();
-        assert_eq!(Some(self.alarm.load(Ordering::Relaxed)), least, "the alarm is the least limit");
+        let alarm = self.alarm.load(Ordering::Relaxed);
+        assert_eq!(alarm, self.least_limit(), "the alarm is the least limit");
     }
 
     /// Whether usage is over `high`, over `max` or near it: if not, it is none of these.

@@ -8,9 +8,9 @@
 //! A payer's first charge takes a KiB, or what it needs if that is more, the next ones as much again as
 //! all before them, up to 32 KiB: who allocates much pays seldom. When its entry is trimmed it is known
 //! what it really used since: all that was charged, but for the least that the entry had left since the
-//! last charge. That is what its next charge takes. So a
-//! payer that comes for one object in a thousand turns keeps what one object costs, and needs no charge
-//! while all of them together stay within the bound.
+//! last charge. That is what its next charge takes. So a payer that comes for one object in a thousand
+//! turns keeps what one object costs, and needs no charge while all of them together stay within the
+//! bound.
 //!
 //! # Invariants
 //!
@@ -109,10 +109,10 @@ pub enum NotHandedOver {
 pub struct Stock {
     unspent: u64,
     /// The entry that [`select`](Stock::select) found.
-    selected: u32,
+    selected: usize,
     turn: u32,
     /// Where the next trim begins.
-    hand: u32,
+    hand: usize,
     /// Where there may be an entry: other places are not touched.
     filled: Bits,
     /// Where there may be bytes.
@@ -168,9 +168,7 @@ impl Stock {
         let Some(index) = found.filter(|index| self.entries[*index].payer == payer) else {
             return false;
         };
-        #[expect(clippy::cast_possible_truncation, reason = "there are 1,024")]
-        let selected = index as u32;
-        self.selected = selected;
+        self.selected = index;
         true
     }
 
@@ -231,7 +229,7 @@ impl Stock {
     /// Nothing changed, and why.
     #[inline(always)]
     pub fn hand_over(&mut self, from: Tag, to: Tag, bytes: u32) -> Result<(), NotHandedOver> {
-        let selected = self.selected as usize % self.entries.len();
+        let selected = self.selected % self.entries.len();
         if !to.is_nobody() {
             let entry = &self.entries[selected];
             if entry.payer.tag != to || entry.bytes < bytes {
@@ -318,11 +316,9 @@ impl Stock {
         mut take: impl FnMut(Tag, u64),
     ) {
         for step in 0..COLUMNS {
-            let column = (self.hand as usize + step) % COLUMNS;
+            let column = (self.hand + step) % COLUMNS;
             if self.unspent <= enough {
-                #[expect(clippy::cast_possible_truncation, reason = "there are 64")]
-                let hand = column as u32;
-                self.hand = hand;
+                self.hand = column;
                 return;
             }
             for index in self.unspent_in.column(column) {

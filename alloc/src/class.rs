@@ -134,18 +134,20 @@ impl Class {
             // A `Layout` rounded up to its alignment does not overflow `isize`.
             size = (size + align - 1) & !(align - 1);
         }
-        #[expect(clippy::manual_div_ceil, reason = "no overflow is possible, and it is shorter")]
-        TABLE.get((size + STEP - 1) / STEP).map(|&class| Class(class))
+        Self::holding(size)
     }
 
     /// The same for most layouts, in fewer steps; `None`: ask [`of`](Class::of).
     #[inline(always)]
     pub(crate) fn of_common(layout: Layout) -> Option<Class> {
-        if layout.align() > STEP {
-            return None;
-        }
+        if layout.align() > STEP { None } else { Self::holding(layout.size()) }
+    }
+
+    /// The smallest class of at least `size` bytes, which are at most `isize::MAX`.
+    #[inline(always)]
+    fn holding(size: usize) -> Option<Class> {
         #[expect(clippy::manual_div_ceil, reason = "no overflow is possible, and it is shorter")]
-        TABLE.get((layout.size() + STEP - 1) / STEP).map(|&class| Class(class))
+        TABLE.get((size + STEP - 1) / STEP).map(|&class| Class(class))
     }
 
     /// Every class.
