@@ -33,6 +33,15 @@ impl Tree {
         Payer { tag, generation }
     }
 
+    /// Who pays at the root.
+    #[inline]
+    pub fn root_payer(&self) -> Payer {
+        match self.root_kind() {
+            Root::Untracked => Payer::NOBODY,
+            Root::Accounted => self.payer(GroupRef::ROOT),
+        }
+    }
+
     /// Bytes charged to `group` and below, as limits see them: one load. The untracked root
     /// has no counter; it answers the sum of its children.
     pub fn usage(&self, group: GroupRef) -> u64 {

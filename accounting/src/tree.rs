@@ -151,6 +151,7 @@ impl Tree {
     }
 
     /// Whether the root is a payer.
+    #[inline]
     pub fn root_kind(&self) -> Root {
         match self.root.load(Ordering::Acquire) {
             ACCOUNTED => Root::Accounted,

@@ -1,7 +1,7 @@
 //! Size classes: which objects share a span.
 //!
 //! ```text
-//!   8 16 24 32 40 48 56 64 │ 80 96 112 128 │ 160 192 224 256 │ … │ 20K 24K 28K 32K
+//!   8 16 24 32 40 48 56 64 │ 80 96 112 128 │ 160 192 224 256 │ … │ 40K 48K 56K 64K
 //!        steps of 8        │          four steps for each doubling, so at most 25 %
 //! ```
 //!
@@ -13,11 +13,12 @@
 use core::alloc::Layout;
 
 /// The largest slab-class object, in bytes.
-pub(crate) const MAX_SIZE: usize = 32 << 10;
+pub(crate) const MAX_SIZE: usize = 64 << 10;
 /// The largest alignment that classes serve: no two objects of jemalloc begin in one page.
 pub(crate) const MAX_ALIGN: usize = 4 << 10;
 /// How many classes there are.
-pub(crate) const COUNT: usize = 44;
+pub(crate) const COUNT: usize = NR as usize;
+const NR: u8 = 48;
 /// What spans are made of, and aligned to.
 pub(crate) const CHUNK: usize = 64 << 10;
 
@@ -38,7 +39,7 @@ const RECIPROCALS: [u64; COUNT] = reciprocals();
 const SPANS: [u32; COUNT] = spans();
 const USED: [u32; COUNT] = used();
 
-#[expect(clippy::cast_possible_truncation, reason = "indices are below 44")]
+#[expect(clippy::cast_possible_truncation, reason = "indices are below 48")]
 const fn sizes() -> [u32; COUNT] {
     let mut sizes = [0; COUNT];
     let mut i = 0;
@@ -71,7 +72,7 @@ const fn table() -> [u8; MAX_SIZE / STEP + 1] {
     table
 }
 
-/// `2^40 / size`, rounded up: exact for every offset in a span, for 2^19 x 2^15 < 2^40.
+/// `2^40 / size`, rounded up: exact for every offset in a span, for 2^19 x 2^16 < 2^40.
 const fn reciprocals() -> [u64; COUNT] {
     let mut reciprocals = [0; COUNT];
     let mut i = 0;
@@ -82,7 +83,12 @@ const fn reciprocals() -> [u64; COUNT] {
     reciprocals
 }
 
-/// The fewest chunks that hold at least 8 objects and waste at most a 32nd, else the least waste.
+/// Objects that a span has at least. Of large ones fewer: a span goes back when all of them are in.
+const fn fewest(size: usize) -> usize {
+    if size > 32 << 10 { 4 } else { 8 }
+}
+
+/// The fewest chunks that hold [enough](fewest) objects and waste at most a 32nd, else the least waste.
 #[expect(clippy::cast_possible_truncation, reason = "a span has at most 512 KiB")]
 const fn spans() -> [u32; COUNT] {
     let mut spans = [0; COUNT];
@@ -94,7 +100,7 @@ const fn spans() -> [u32; COUNT] {
         while chunks <= 8 {
             let bytes = chunks * CHUNK;
             let waste = bytes % size * 1024 / bytes;
-            if bytes / size >= 8 && waste < best_waste && best_waste > 32 {
+            if bytes / size >= fewest(size) && waste < best_waste && best_waste > 32 {
                 (best, best_waste) = (bytes, waste);
             }
             chunks += 1;
@@ -152,12 +158,12 @@ impl Class {
 
     /// Every class.
     pub(crate) fn all() -> impl Iterator<Item = Class> {
-        (0..44).map(Class)
+        (0..NR).map(Class)
     }
 
     /// The class with this index.
     pub(crate) fn from_index(index: u32) -> Class {
-        Class(u8::try_from(index).unwrap_or(0).min(43))
+        Class(u8::try_from(index).unwrap_or(0).min(NR - 1))
     }
 
     #[inline(always)]
@@ -218,7 +224,7 @@ mod tests {
     fn every_layout_falls_into_the_smallest_class_that_fits_and_aligns() {
         for align in (0..=12).map(|shift| 1 << shift) {
             for size in 1..=MAX_SIZE {
-                let class = class(size, align).expect("up to 32 KiB and 4 KiB alignment");
+                let class = class(size, align).expect("up to 64 KiB and 4 KiB alignment");
                 assert!(class.size() >= size && class.size().is_multiple_of(align));
                 let better =
                     SIZES.iter().map(|&s| s as usize).find(|&s| s >= size && s % align == 0);
@@ -246,7 +252,9 @@ mod tests {
     #[test]
     fn spans_waste_little_and_objects_are_found_at_every_byte() {
         for class in Class::all() {
-            assert!(class.nr_objects() >= 8 && class.nr_objects() <= MAX_OBJECTS);
+            assert!(
+                class.nr_objects() >= fewest(class.size()) && class.nr_objects() <= MAX_OBJECTS
+            );
             assert!(class.span_bytes() % class.size() * 16 <= class.span_bytes(), "{class:?}");
             for offset in 0..class.span_bytes() {
                 assert_eq!(class.object_at(offset), offset / class.size());

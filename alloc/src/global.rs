@@ -11,7 +11,7 @@ use crate::{edge, large, record, slow};
 
 /// The allocator: `#[global_allocator] static ALLOC: Memcg = Memcg::new();`.
 ///
-/// Slab-class objects, up to 32 KiB, come from spans of equal objects by way of per-thread
+/// Slab-class objects, up to 64 KiB, come from spans of equal objects by way of per-thread
 /// magazines; larger ones from jemalloc. Each is tagged with the group that was current when it
 /// was allocated, out of band. An allocation that takes an object of its own group's from the
 /// magazine charges nothing; a free never does any accounting.

@@ -69,8 +69,9 @@ impl Group {
     /// The calling thread's group: who pays for what it allocates. `O(1)`, one short lock.
     #[must_use]
     pub fn current() -> Group {
-        let Current::Group(payer) = scope::current() else { return Group::root() };
-        if TREE.pin(payer) {
+        let current = scope::current();
+        let payer = current.payer();
+        if current.is_group() && TREE.pin(payer) {
             let owner = TREE.owner_handle(payer.tag);
             TREE.unpin(payer.tag);
             return owner.map_or_else(Group::root, Group::from_handle);
@@ -206,7 +207,7 @@ impl Group {
     }
 
     fn to_current(&self) -> Current {
-        if self.group.is_root() { Current::Root } else { Current::Group(self.payer) }
+        if self.group.is_root() { Current::ROOT } else { Current::group(self.payer) }
     }
 
     // ---- limits -------------------------------------------------------------------------

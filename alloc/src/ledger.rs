@@ -33,14 +33,14 @@ use crate::vector;
 
 const OUT: u32 = 1 << 31;
 const FREED: u32 = 1 << 30;
-/// Where the alignment begins: above a size of at most 32 KiB.
+/// Where the alignment begins: above a size of at most 64 KiB.
 const ALIGN_SHIFT: u32 = 17;
 
 /// The word of an object that is out with `layout`.
 #[inline(always)]
 pub(crate) fn word(layout: Layout) -> u32 {
     debug_assert!(layout.size() < 1 << ALIGN_SHIFT, "a slab-class object");
-    #[expect(clippy::cast_possible_truncation, reason = "classes end at 32 KiB")]
+    #[expect(clippy::cast_possible_truncation, reason = "classes end at 64 KiB")]
     let size = layout.size() as u32;
     OUT | layout.align().trailing_zeros() << ALIGN_SHIFT | size
 }
@@ -322,12 +322,12 @@ mod tests {
 
     #[test]
     fn words_hold_every_layout_of_their_kind() {
-        for (size, align) in [(1, 1), (1, 4096), (60, 4), (32 << 10, 8), (4096, 4096)] {
+        for (size, align) in [(1, 1), (1, 4096), (60, 4), (64 << 10, 8), (4096, 4096)] {
             let layout = Layout::from_size_align(size, align).expect("a layout");
             assert_eq!(layout_of(word(layout)), layout);
             assert_eq!(word(layout) & FREED, 0);
         }
-        for (size, align) in [(33 << 10, 1), (1, 8192), (1 << 46, 64), (5 << 30, 1 << 30)] {
+        for (size, align) in [(65 << 10, 1), (1, 8192), (1 << 46, 64), (5 << 30, 1 << 30)] {
             let layout = Layout::from_size_align(size, align).expect("a layout");
             let word = word_large(0x7fff_dead_b040, layout);
             assert_eq!(layout_of_large(word), layout);

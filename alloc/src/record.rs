@@ -31,7 +31,7 @@ use crate::cached::Cached;
 use crate::drain::DRAIN;
 use crate::magazine;
 use crate::process::{self, BARRIER, ENGINE, TREE};
-use crate::scope::{self, Current};
+use crate::scope;
 
 /// A current tag that no object has: the owner's next allocation settles who pays.
 const UNSETTLED: u32 = u32::MAX;
@@ -247,10 +247,10 @@ pub(crate) fn metadata_bytes() -> usize {
     all().count() * mapping_bytes()
 }
 
-/// The calling thread's scope has changed: its record follows. A payer that the stock has an
-/// entry for costs no atomic, another one a lock and a pin.
-pub(crate) fn current_changed(current: Current) {
-    let payer = current.payer();
+/// The calling thread's scope has changed, and `payer` pays: its record follows. A payer that the
+/// stock has an entry for costs no atomic, another one a lock and a pin.
+#[inline]
+pub(crate) fn current_changed(payer: Payer) {
     let record = record();
     if record.gate.enter() {
         // SAFETY: the gate is passed, and the reference ends before `leave`.
@@ -262,6 +262,12 @@ pub(crate) fn current_changed(current: Current) {
             return;
         }
     }
+    settle_now();
+}
+
+/// The rest of it, for a payer that the record has no entry of, or a gate that is closed.
+#[cold]
+fn settle_now() {
     // Before the first allocation there is no group to keep, and the allocator, which knows what
     // the root is to be, has not been heard of.
     if !process::has_begun() {

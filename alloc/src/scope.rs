@@ -6,36 +6,49 @@
 use core::cell::Cell;
 use core::marker::PhantomData;
 
-use memcg_accounting::{GroupRef, OverLimit as RawOverLimit, Payer, Request};
+use memcg_accounting::{GroupRef, OverLimit as RawOverLimit, Payer, Request, Tag};
 
 use crate::process::{ACCOUNTED, ENGINE, TREE};
 use crate::record;
 
-/// Who pays for what the thread allocates.
+/// Who pays for what the thread allocates: a group, or nobody, or the root.
+///
+/// One word and no `enum`: a scope reads what the one before has just written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Current {
-    /// The root: nobody, or the root's context where it is accounted.
-    Root,
-    /// Nobody, whatever the root is.
-    Nobody,
-    /// A group.
-    Group(Payer),
-}
+pub(crate) struct Current(Payer);
 
 impl Current {
+    /// Nobody, whatever the root is.
+    pub(crate) const NOBODY: Current = Current(Payer::NOBODY);
+    /// The root: nobody, or the root's context where it is accounted.
+    pub(crate) const ROOT: Current = Current(Payer { tag: Tag::NOBODY, generation: 1 });
+
+    /// A group.
+    pub(crate) fn group(payer: Payer) -> Self {
+        debug_assert!(!payer.tag.is_nobody(), "groups below the root pay");
+        Self(payer)
+    }
+
+    /// Whether it is neither nobody nor the root.
+    pub(crate) fn is_group(self) -> bool {
+        !self.0.tag.is_nobody()
+    }
+
     /// The payer that this stands for.
+    #[inline]
     pub(crate) fn payer(self) -> Payer {
-        match self {
-            _ if !ACCOUNTED => Payer::NOBODY,
-            Current::Root => TREE.payer(GroupRef::ROOT),
-            Current::Nobody => Payer::NOBODY,
-            Current::Group(payer) => payer,
+        if !ACCOUNTED {
+            return Payer::NOBODY;
         }
+        if self == Self::ROOT {
+            return TREE.root_payer();
+        }
+        self.0
     }
 }
 
 thread_local! {
-    static CURRENT: Cell<Current> = const { Cell::new(Current::Root) };
+    static CURRENT: Cell<Current> = const { Cell::new(Current::ROOT) };
     /// Nesting of `no_reclaim`, `fallible` and eager frees.
     static NO_RECLAIM: Cell<u32> = const { Cell::new(0) };
     static FALLIBLE: Cell<u32> = const { Cell::new(0) };
@@ -66,17 +79,18 @@ pub(crate) fn current() -> Current {
 }
 
 /// Makes `current` current and answers what was.
+#[inline]
 pub(crate) fn switch(current: Current) -> Current {
     let before = CURRENT.replace(current);
     if before != current {
-        record::current_changed(current);
+        record::current_changed(current.payer());
     }
     before
 }
 
 /// Makes the root current, because the payer that was is gone with all its charges.
 pub(crate) fn payer_is_gone() {
-    CURRENT.set(Current::Root);
+    CURRENT.set(Current::ROOT);
 }
 
 pub(crate) fn eager() -> Eager {
@@ -126,6 +140,7 @@ impl Drop for Restore {
 }
 
 /// What waits for a moment at which no allocation is on the stack.
+#[inline]
 pub(crate) fn at_safe_point() {
     if EAGER.get().depth == 0 {
         ENGINE.run_deferred();
@@ -184,7 +199,7 @@ impl Drop for Nested {
 /// assert_eq!(memcg::Group::of(table.as_ptr()), None);
 /// ```
 pub fn unaccounted<R>(f: impl FnOnce() -> R) -> R {
-    let _restore = Restore::entering(Current::Nobody);
+    let _restore = Restore::entering(Current::NOBODY);
     f()
 }
 

@@ -95,7 +95,7 @@ fn the_sanitizer_reports_uses_after_free_and_overflows_inside_spans() {
 fn what_is_live_may_be_used_to_its_last_byte() {
     if support::is_case("live") {
         return Group::root().create("live").expect("fresh").run(|| {
-            for size in (1..200).chain([1000, 4095, 20_000, 40_000, LARGE, 1 << 20]) {
+            for size in (1..200).chain([1000, 4095, 20_000, 60_000, 80_000, LARGE, 1 << 20]) {
                 let object = new(size);
                 // SAFETY: the object has that many bytes.
                 unsafe { object.write_bytes(1, size) };

@@ -207,7 +207,7 @@ fn the_worker_evicts_what_has_a_drop_of_its_own() {
 fn what_does_not_fit_is_refused_and_nothing_changes() {
     let a = group("refused", 64 << 10);
     let cache = Cache::<u32, Box<[u8]>>::direct("refused");
-    let kept = a.run(|| vec![7u8; 60 << 10]);
+    let kept = a.run(|| vec![7u8; 56 << 10]);
     a.run(|| cache.insert(1, Box::from([1, 2, 3]))).expect("there is room");
     let large = Cache::<u32, [u8; 16 << 10]>::direct("refused-large");
     let over = a.run(|| large.insert(1, [0; 16 << 10])).expect_err("there is no room");

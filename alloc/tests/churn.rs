@@ -27,7 +27,7 @@ fn a_million_groups_leave_nothing_behind() {
             let group =
                 parent.builder("tenant").max(1 << 20).build().expect("the name is free again");
             let object = Raw::in_group(&group, 8 + i % 500).expect("fits");
-            let large = (i % 64 == 0).then(|| Raw::in_group(&group, 40_000).expect("fits"));
+            let large = (i % 64 == 0).then(|| Raw::in_group(&group, 80_000).expect("fits"));
             drop(group);
             drop(large);
             if i % 100 == 0 {

@@ -13,7 +13,7 @@ use support::{Random, Raw, Watchdog, alone, running};
 static ALLOC: memcg::Memcg = memcg::Memcg::new();
 
 /// Sizes that are classes: an object takes exactly what it asks for.
-const SIZES: [usize; 8] = [16, 64, 112, 512, 1024, 4096, 20480, 40960];
+const SIZES: [usize; 8] = [16, 64, 112, 512, 1024, 4096, 20480, 81920];
 
 /// Objects that any thread may put in and take out, without a lock and without memory of its own:
 /// a word holds an object's address, and in the low bits which of [`SIZES`] it has.

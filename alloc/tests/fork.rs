@@ -94,7 +94,7 @@ fn live(groups: &[Group]) {
     // New groups, at their limits, dropped with objects inside.
     let own = Group::root().builder("own").max(MAX / 4).build().expect("fresh");
     let child = own.create("child").expect("fresh");
-    let object = Raw::in_group(&child, 50_000).expect("fits");
+    let object = Raw::in_group(&child, 100_000).expect("fits");
     drop(child);
     assert_eq!(Group::of(object.as_ptr()), Some(own.clone()));
     let mut filled = Vec::new();

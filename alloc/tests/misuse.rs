@@ -388,7 +388,7 @@ mod hardened {
                     assert!(holds(object, 0..size, 0), "{size}");
                 }
                 // What a smaller size in place leaves, and what moving leaves.
-                for (size, then) in [(64, 57), (1 << 20, 40_000), (40_000, 4 << 20)] {
+                for (size, then) in [(64, 57), (1 << 20, 80_000), (80_000, 4 << 20)] {
                     let object = new(size);
                     // SAFETY: the object has that many bytes.
                     unsafe { object.write_bytes(0x5E, size) };

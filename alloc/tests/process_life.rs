@@ -24,7 +24,7 @@ fn group(name: &str) -> Group {
 fn fill_caches(group: &Group) {
     let mut random = Random::new(7);
     let objects: Vec<Option<Raw>> =
-        (0..500).map(|_| Raw::in_group(group, 1 + random.below(40_000))).collect();
+        (0..500).map(|_| Raw::in_group(group, 1 + random.below(80_000))).collect();
     drop(objects);
 }
 
@@ -204,7 +204,7 @@ fn thousands_of_short_threads_reuse_their_records() {
                 thread::spawn(move || {
                     let _scope = group.enter();
                     drop(vec![1_u8; 300]);
-                    drop(vec![1_u8; 50_000]);
+                    drop(vec![1_u8; 100_000]);
                 })
             };
             let threads: Vec<_> = (0..4).map(start).collect();
@@ -229,9 +229,10 @@ fn thousands_of_short_threads_reuse_their_records() {
     });
     memcg::drain();
     let after = memcg::self_stat();
-    // At most four threads are there at once, and the drainer; before, fewer may have met.
-    let record = 224 << 10;
-    assert!(after.metadata <= before.metadata + 8 * record, "{before:?} {after:?}");
+    // At most four threads are there at once, and the drainer; before, fewer may have met. And jemalloc
+    // may have come to another GiB, whose large objects have a leaf of the map.
+    let (record, leaf) = (224 << 10, 2 << 20);
+    assert!(after.metadata <= before.metadata + 8 * record + leaf, "{before:?} {after:?}");
     assert_eq!(group.usage(), 0);
     memcg::check();
 }
@@ -289,7 +290,7 @@ fn end_with_threads_running() -> ! {
             let mut random = Random::new(seed);
             let mut held = Vec::new();
             loop {
-                held.push(Raw::in_group(&group, 1 + random.below(50_000)));
+                held.push(Raw::in_group(&group, 1 + random.below(100_000)));
                 if held.len() > 20 {
                     held.swap_remove(random.below(held.len()));
                 }

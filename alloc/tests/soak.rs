@@ -33,7 +33,7 @@ fn work(top: &Group, cache: &Cache<u64, [u8; 500]>, seed: u64) {
         let group = top.builder(&name).max(64 << 10).build().expect("a fresh name");
         let below = group.create("below").expect("fresh");
         for _ in 0..20 {
-            let most = if random.below(20) == 0 { 40_000 } else { 1500 };
+            let most = if random.below(20) == 0 { 80_000 } else { 1500 };
             held.extend(Raw::in_group(&below, 1 + random.below(most)));
             let _ = group.run(|| cache.insert(random.next() % 2000, [7; 500]));
         }

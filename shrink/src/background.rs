@@ -71,6 +71,7 @@ impl Queue {
     }
 
     /// Whether nothing waits. Relaxed: whoever adds wakes afterwards.
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.len.load(Ordering::Relaxed) == 0
     }

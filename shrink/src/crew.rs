@@ -46,6 +46,7 @@ impl Crew {
     // ---- whoever has work ---------------------------------------------------------------
 
     /// Whether anybody would do it. Relaxed: without a keeper, work waits for a safe point.
+    #[inline]
     pub(crate) fn is_there(&self) -> bool {
         self.has_keeper.load(Ordering::Relaxed)
     }

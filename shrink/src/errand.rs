@@ -124,10 +124,12 @@ impl Errands {
     }
 
     /// Relaxed: whoever adds wakes afterwards.
+    #[inline]
     pub(crate) fn has_news(&self) -> bool {
         self.has_news.load(Ordering::Relaxed)
     }
 
+    #[inline]
     pub(crate) fn is_something(&self) -> bool {
         self.has_news() || self.nr_tasks.load(Ordering::Relaxed) != 0
     }

@@ -55,6 +55,7 @@ impl Engine {
     }
 
     /// Whether there is work that nobody waits for inside an allocation.
+    #[inline]
     pub(crate) fn has_work_unposted(&self) -> bool {
         !self.queue.is_empty() || self.errands.is_something()
     }

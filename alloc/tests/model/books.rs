@@ -65,14 +65,14 @@ pub(crate) struct Before {
     pub(crate) allowance: u64,
 }
 
-/// What an allocation takes: pages above 32 KiB, and for alignments above a page, of which jemalloc
+/// What an allocation takes: pages above 64 KiB, and for alignments above a page, of which jemalloc
 /// gives 4 at least; else the size itself where there is such a class, and the next one else.
 pub(crate) fn charged(layout: Layout) -> u64 {
     let (size, align) = (layout.size(), layout.align());
     if align > 4096 {
         return size.max(4 * 4096).next_multiple_of(4096) as u64;
     }
-    if size > 32 << 10 {
+    if size > 64 << 10 {
         return size.next_multiple_of(4096) as u64;
     }
     let wanted = if align > 8 { size.next_multiple_of(align) } else { size };

@@ -151,7 +151,7 @@ fn bytes() -> impl Strategy<Value = usize> {
     prop_oneof![
         6 => 1..400_usize,
         5 => 1..5_000_usize,
-        2 => 1..40_000_usize,
+        2 => 1..80_000_usize,
         2 => 30_000..200_000_usize,
         1 => 200_000..2_000_000_usize,
     ]

@@ -21,7 +21,7 @@ use crate::seam;
 use crate::support::{Random, Raw};
 
 /// Sizes that objects take exactly: six of slab classes, three of jemalloc's.
-const SIZES: [usize; 9] = [16, 112, 1024, 4096, 20480, 32 << 10, 40960, 256 << 10, 1 << 20];
+const SIZES: [usize; 9] = [16, 112, 1024, 4096, 20480, 64 << 10, 81920, 256 << 10, 1 << 20];
 /// Objects there are at once.
 const MOST_OBJECTS: usize = 60;
 const MOST_GROUPS: usize = 24;
@@ -60,7 +60,7 @@ impl Object {
 impl Object {
     /// What it takes: one that could not shrink where it is stays as large as it was.
     fn taken(&self) -> u64 {
-        if self.size <= 32 << 10 {
+        if self.size <= 64 << 10 {
             return self.size as u64;
         }
         // SAFETY: the object is live, and no slab class is that large.
