@@ -14,7 +14,8 @@ workloads=("$@")
 
 # As `compare` builds them: the peers without memcg, whose jemalloc keeps statistics.
 cargo build --quiet --release -p memcg-benches --no-default-features --features peers --bins
-ours=(--quiet --release -p memcg-benches --no-default-features --features "ours ${MEMCG_FEATURES:-}" --bin on-memcg)
+ours=(--quiet --release -p memcg-benches --no-default-features --features "ours ${MEMCG_FEATURES:-}" 
+    --bin on-memcg --bin on-memcg-alone --bin on-memcg-tenants)
 cargo build "${ours[@]}"
 target=${CARGO_TARGET_DIR:-target}
 # The same with accounting compiled out, where `compare` has it.
@@ -35,8 +36,8 @@ echo "| instructions | jemalloc | mimalloc | memcg, compiled out | none | limite
 echo "|---|---|---|---|---|---|---|"
 for workload in "${workloads[@]}"; do
     printf '| %s |' "$workload"
-    for child in "$bin/on-jemalloc none" "$bin/on-mimalloc none" "$target/unaccounted/release/on-memcg compiled-out" \
-        "$bin/on-memcg none" "$bin/on-memcg limited" "$bin/on-memcg groups-1000"; do
+    for child in "$bin/on-jemalloc none" "$bin/on-mimalloc none" "$target/unaccounted/release/on-memcg-alone compiled-out" \
+        "$bin/on-memcg-alone none" "$bin/on-memcg limited" "$bin/on-memcg-tenants groups-1000"; do
         read -r binary state <<<"$child"
         read -r few few_done <<<"$(count 1 "$binary" "$workload" "$state")"
         read -r many many_done <<<"$(count 11 "$binary" "$workload" "$state")"

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 pub struct Children {
     /// The folder of the peers, and of memcg as it is.
     pub directory: PathBuf,
-    /// memcg with accounting compiled out.
+    /// That of memcg with accounting compiled out.
     pub unaccounted: PathBuf,
     /// Whether the peers that need a C++ compiler are there.
     pub cxx: bool,
@@ -35,7 +35,7 @@ pub fn children() -> Result<Children, Box<dyn Error>> {
     Ok(Children { directory, unaccounted, cxx })
 }
 
-/// Builds memcg's child with `--cfg memcg_<flag>`, and answers where it is.
+/// Builds memcg's children with `--cfg memcg_<flag>`, and answers the folder that they are in.
 ///
 /// # Errors
 ///
@@ -45,11 +45,20 @@ pub fn ours_with(flag: &str) -> Result<PathBuf, Box<dyn Error>> {
     let target = target(&directory)?.join(flag);
     cargo(&directory, &target, &OURS, &format!("--cfg memcg_{flag}"))?;
     let profile = directory.file_name().ok_or("a profile has a name")?;
-    Ok(target.join(profile).join("on-memcg"))
+    Ok(target.join(profile))
 }
 
-/// What memcg's child is built from.
-const OURS: [&str; 4] = ["--features", "ours", "--bin", "on-memcg"];
+/// What memcg's children are built from: every binary that its feature has.
+const OURS: [&str; 8] = [
+    "--features",
+    "ours",
+    "--bin",
+    "on-memcg",
+    "--bin",
+    "on-memcg-alone",
+    "--bin",
+    "on-memcg-tenants",
+];
 
 /// The folder of the runner.
 fn directory() -> Result<PathBuf, Box<dyn Error>> {

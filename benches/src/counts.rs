@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::build;
 use crate::child::Ask;
 use crate::meter::Scale;
+use crate::ours::child_of;
 use crate::workload::THREADS;
 
 /// And whether it can be had with one thread.
@@ -33,7 +34,7 @@ const STATES: [&str; 2] = ["limited", "groups-1000"];
 ///
 /// If the child cannot be built, fails, or does not count.
 pub fn run(scale: Scale) -> Result<(), Box<dyn Error>> {
-    let child = build::ours_with("counting")?;
+    let folder = build::ours_with("counting")?;
     let turns = if scale == Scale::Full { (5, 45) } else { (2, 12) };
     println!("### of one operation\n");
     println!(
@@ -45,6 +46,7 @@ pub fn run(scale: Scale) -> Result<(), Box<dyn Error>> {
         for threads in if alone { 1..=THREADS } else { THREADS..=THREADS } {
             print!("| {workload} | {threads} |");
             for state in STATES {
+                let child = folder.join(child_of(state));
                 let few = Run::of(&child, workload, state, threads, turns.0)?;
                 let many = Run::of(&child, workload, state, threads, turns.1)?;
                 for figure in many.since(&few) {

@@ -1,11 +1,49 @@
 //! memcg's groups as tenants.
 
 use std::future::Future;
+use std::process::ExitCode;
 use std::sync::Arc;
 
-use memcg::{Cache, Entered, FutureExt, Group};
+use memcg::{Cache, Entered, Error, FutureExt, Group};
 
+use crate::child::Ask;
 use crate::tenants::{Nobody, Tenants, TestCache, Turn};
+
+/// The child that has memcg in that state. Each has its tenants compiled in, as the peers have theirs: two kinds in
+/// one would be twice the code, and resident.
+#[must_use]
+pub fn child_of(state: &str) -> &'static str {
+    match state {
+        "none" | "compiled-out" => "on-memcg-alone",
+        "groups-1000" => "on-memcg-tenants",
+        _ => "on-memcg",
+    }
+}
+
+/// A child's `main`: `run` knows some states, and answers none of another.
+pub fn main(run: impl FnOnce(&str) -> Option<Result<ExitCode, Error>>) -> ExitCode {
+    let state = Ask::of_this_process().map_or_else(|| String::from("none"), |ask| ask.state);
+    match run(&state) {
+        Some(Ok(code)) => code,
+        Some(Err(error)) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+        None => {
+            eprintln!("no such state here: {state}; ask {}", child_of(&state));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// A group of that name and hard limit.
+///
+/// # Errors
+///
+/// As for its builder.
+pub fn limited(parent: &Group, name: &str, max: u64) -> Result<Group, Error> {
+    parent.builder(name).max(max).build()
+}
 
 /// Operations between two switches of the group.
 pub const STRETCH: u32 = 16;

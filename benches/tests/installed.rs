@@ -8,7 +8,7 @@ use memcg_benches::proof;
 use serde_json::Value;
 
 const CHILDREN: [(&str, &str); 8] = [
-    ("memcg", env!("CARGO_BIN_EXE_on-memcg")),
+    ("memcg", env!("CARGO_BIN_EXE_on-memcg-alone")),
     ("system", env!("CARGO_BIN_EXE_on-system")),
     ("jemalloc", env!("CARGO_BIN_EXE_on-jemalloc")),
     ("mimalloc", env!("CARGO_BIN_EXE_on-mimalloc")),
@@ -51,8 +51,11 @@ fn each_child_runs_programs_on_its_allocator() {
 
 #[test]
 fn memcg_runs_in_each_state() {
-    for state in ["limited", "depth-8", "groups-1000", "at-limit"] {
-        let answer = answer(CHILDREN[0].1, "cache.own", state);
+    let (one, many) = (env!("CARGO_BIN_EXE_on-memcg"), env!("CARGO_BIN_EXE_on-memcg-tenants"));
+    for (binary, state) in
+        [(one, "limited"), (one, "depth-8"), (many, "groups-1000"), (one, "at-limit")]
+    {
+        let answer = answer(binary, "cache.own", state);
         assert!(answer["ns"].as_f64().is_some_and(|ns| ns > 0.0), "{state}: {answer}");
     }
 }

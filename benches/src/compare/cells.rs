@@ -1,8 +1,9 @@
 //! Who is compared: peers, memcg with accounting compiled out, and memcg in five states.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::build::Children;
+use crate::ours::child_of;
 
 /// What an allocator is in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +74,10 @@ impl Cell {
 pub(super) fn all(children: &Children) -> Vec<Cell> {
     let at = |binary: &str| children.directory.join(binary);
     let peer = |name: &str, kind, binary: &str| Cell::new(name, kind, at(binary), "none");
-    let ours = |name: &str, state: &str| Cell::new(name, Kind::Ours, at("on-memcg"), state);
+    let ours = |name: &str, in_folder: &Path, state: &str| {
+        Cell::new(name, Kind::Ours, in_folder.join(child_of(state)), state)
+    };
+    let (as_it_is, unaccounted) = (&children.directory, &children.unaccounted);
     let mut snmalloc = peer("snmalloc", Kind::Unaccounted, "on-snmalloc");
     if !children.cxx {
         snmalloc.absent = Some("needs a C++ compiler");
@@ -89,12 +93,12 @@ pub(super) fn all(children: &Children) -> Vec<Cell> {
         peer("stats_alloc", Kind::Accounting, "on-stats-alloc"),
         peer("tracking", Kind::Accounting, "on-tracking"),
         peer("header", Kind::Accounting, "on-header"),
-        Cell::new(COMPILED_OUT, Kind::Ours, children.unaccounted.clone(), "compiled-out"),
-        ours(NONE, "none"),
-        ours(LIMITED, "limited"),
-        ours(DEEP, "depth-8"),
-        ours(MANY, "groups-1000"),
-        ours("at limit", "at-limit"),
+        ours(COMPILED_OUT, unaccounted, "compiled-out"),
+        ours(NONE, as_it_is, "none"),
+        ours(LIMITED, as_it_is, "limited"),
+        ours(DEEP, as_it_is, "depth-8"),
+        ours(MANY, as_it_is, "groups-1000"),
+        ours("at limit", as_it_is, "at-limit"),
     ]
 }
 
@@ -106,8 +110,6 @@ pub(super) fn none() -> Children {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
