@@ -118,12 +118,13 @@ unsafe fn dealloc_class(object: *mut u8, class: Class, root: Root) {
     }
 }
 
-/// Every other free.
+/// Every other free. Part of [`dealloc`](Memcg::dealloc), which so becomes too large for its callers: it is a
+/// call for them, into the program itself, where a thread-local is found without one (`DESIGN.md`).
 ///
 /// # Safety
 ///
 /// As for [`dealloc_fast`].
-#[inline(never)]
+#[inline(always)]
 unsafe fn dealloc_slow(object: *mut u8, layout: Layout, root: Root) {
     match Class::of(layout) {
         Some(class) => {
