@@ -73,16 +73,17 @@ impl Cached {
     /// Takes the object on top, if it is `current`'s already, or if nobody looks at tags.
     #[inline(always)]
     pub(crate) fn take(&mut self, class: Class, current: Tag, tracks: bool) -> Top {
-        let Some(object) = self.magazines.get(class).peek() else { return Top::Nothing };
+        let magazine = self.magazines.get(class);
+        let Some(object) = magazine.peek() else { return Top::Nothing };
         if tracks {
             // SAFETY: the object is in our magazine of its class.
-            let slot = unsafe { maps::tag_slot(object, class) };
+            let slot = unsafe { maps::tag_slot_by(object, magazine.reciprocal()) };
             if Tag::from_bits(slot.load(Ordering::Relaxed)) != current {
                 return Top::Others(slot);
             }
         }
         // SAFETY: `peek` found an object.
-        unsafe { self.magazines.get(class).drop_top() };
+        unsafe { magazine.drop_top() };
         Top::Own(object)
     }
 

@@ -17,24 +17,29 @@ pub(crate) const MAX_SIZE: usize = 64 << 10;
 /// The largest alignment that classes serve: no two objects of jemalloc begin in one page.
 pub(crate) const MAX_ALIGN: usize = 4 << 10;
 /// How many classes there are.
-pub(crate) const COUNT: usize = NR as usize;
-const NR: u8 = 48;
+pub(crate) const COUNT: usize = 48;
 /// What spans are made of, and aligned to.
 pub(crate) const CHUNK: usize = 64 << 10;
 
 /// The step in which sizes are looked up: one table for all, of which a program touches little.
 const STEP: usize = 8;
 
-/// A size class.
+/// A size class, told by where its magazine is: so many bytes from the beginning of a thread's record. What an
+/// allocation looks up needs no arithmetic.
 ///
 /// # Invariants
 ///
-/// - Its number is below [`COUNT`].
+/// - It is the place of one of [`COUNT`] classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Class(u8);
+pub(crate) struct Class(u16);
+
+/// From one class's magazine to the next one's, in bytes, and where the first is; `magazine.rs` and `record.rs`
+/// assert it.
+pub(crate) const STRIDE: usize = 32;
+pub(crate) const FIRST: usize = 24;
 
 const SIZES: [u32; COUNT] = sizes();
-static TABLE: [u8; MAX_SIZE / STEP + 1] = table();
+static TABLE: [Class; MAX_SIZE / STEP + 1] = table();
 const RECIPROCALS: [u64; COUNT] = reciprocals();
 const SPANS: [u32; COUNT] = spans();
 const USED: [u32; COUNT] = used();
@@ -57,16 +62,15 @@ const fn sizes() -> [u32; COUNT] {
 }
 
 /// `table[i]`: the smallest class of at least `i * STEP` bytes.
-#[expect(clippy::cast_possible_truncation, reason = "classes are fewer than 256")]
-const fn table() -> [u8; MAX_SIZE / STEP + 1] {
-    let mut table = [0; MAX_SIZE / STEP + 1];
+const fn table() -> [Class; MAX_SIZE / STEP + 1] {
+    let mut table = [Class::nth(0); MAX_SIZE / STEP + 1];
     let mut class = 0;
     let mut i = 0;
     while i < table.len() {
         while (SIZES[class] as usize) < i * STEP {
             class += 1;
         }
-        table[i] = class as u8;
+        table[i] = Class::nth(class);
         i += 1;
     }
     table
@@ -117,7 +121,7 @@ const fn used() -> [u32; COUNT] {
     let mut used = [0; COUNT];
     let mut i = 0;
     while i < COUNT {
-        let class = Class(i as u8);
+        let class = Class::nth(i);
         used[i] = (class.nr_objects() * class.size()) as u32;
         i += 1;
     }
@@ -127,6 +131,12 @@ const fn used() -> [u32; COUNT] {
 const _: () = assert!(SIZES[COUNT - 1] as usize == MAX_SIZE);
 
 impl Class {
+    #[expect(clippy::cast_possible_truncation, reason = "below FIRST + COUNT * STRIDE")]
+    const fn nth(index: usize) -> Class {
+        assert!(index < COUNT);
+        Class((FIRST + index * STRIDE) as u16)
+    }
+
     /// The class that serves `layout`; `None`: jemalloc does.
     #[inline(always)]
     pub(crate) fn of(layout: Layout) -> Option<Class> {
@@ -153,24 +163,32 @@ impl Class {
     #[inline(always)]
     fn holding(size: usize) -> Option<Class> {
         #[expect(clippy::manual_div_ceil, reason = "no overflow is possible, and it is shorter")]
-        TABLE.get((size + STEP - 1) / STEP).map(|&class| Class(class))
+        TABLE.get((size + STEP - 1) / STEP).copied()
     }
 
     /// Every class.
     pub(crate) fn all() -> impl Iterator<Item = Class> {
-        (0..NR).map(Class)
+        (0..COUNT).map(Class::nth)
     }
 
     /// The class with this index.
     pub(crate) fn from_index(index: u32) -> Class {
-        Class(u8::try_from(index).unwrap_or(0).min(NR - 1))
+        Class::nth((index as usize).min(COUNT - 1))
     }
 
     #[inline(always)]
     pub(crate) const fn index(self) -> usize {
-        // SAFETY: a class is made by `of`, `all` and `from_index`, all of which stay below
-        // `COUNT`: no table is looked up with a bounds check on the fast path.
-        unsafe { core::hint::assert_unchecked((self.0 as usize) < COUNT) };
+        const { assert!(FIRST < STRIDE) };
+        let index = self.0 as usize / STRIDE;
+        // SAFETY: a class is made by `nth`, which stays below `COUNT`: no table is looked up with a
+        // bounds check on the fast path.
+        unsafe { core::hint::assert_unchecked(index < COUNT) };
+        index
+    }
+
+    /// Where its magazine is, from the beginning of a thread's record.
+    #[inline(always)]
+    pub(crate) const fn place(self) -> usize {
         self.0 as usize
     }
 
@@ -205,12 +223,33 @@ impl Class {
     /// The object that the byte at `offset` of a span belongs to.
     #[inline(always)]
     pub(crate) const fn object_at(self, offset: usize) -> usize {
-        ((offset as u64 * RECIPROCALS[self.index()]) >> 40) as usize
+        self.reciprocal().object_at(offset)
+    }
+
+    /// What divides by the size.
+    #[inline(always)]
+    pub(crate) const fn reciprocal(self) -> Reciprocal {
+        Reciprocal(RECIPROCALS[self.index()])
+    }
+}
+
+/// What divides by the size of a class's objects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reciprocal(u64);
+
+impl Reciprocal {
+    /// Of no class.
+    pub(crate) const NONE: Reciprocal = Reciprocal(0);
+
+    /// See [`Class::object_at`].
+    #[inline(always)]
+    pub(crate) const fn object_at(self, offset: usize) -> usize {
+        ((offset as u64 * self.0) >> 40) as usize
     }
 }
 
 /// The most objects that a span of any class has.
-pub(crate) const MAX_OBJECTS: usize = Class(0).nr_objects();
+pub(crate) const MAX_OBJECTS: usize = Class::nth(0).nr_objects();
 
 #[cfg(test)]
 mod tests {

@@ -19,7 +19,7 @@
 
 use core::ptr;
 
-use crate::class::{self, Class};
+use crate::class::{self, Class, Reciprocal};
 
 /// Bytes of objects that one thread may cache.
 pub(crate) const BUDGET: usize = 384 << 10;
@@ -35,13 +35,20 @@ pub(crate) struct Magazine {
     top: *mut *mut u8,
     bottom: *mut *mut u8,
     limit: *mut *mut u8,
-    /// Whether the class passed a slow path since its capacity was last looked at.
-    used: bool,
+    /// What finds an object's number in its span, beside what else an allocation reads.
+    reciprocal: Reciprocal,
 }
 
 impl Magazine {
     const fn new() -> Self {
-        Self { top: ptr::null_mut(), bottom: ptr::null_mut(), limit: ptr::null_mut(), used: false }
+        let none = ptr::null_mut();
+        Self { top: none, bottom: none, limit: none, reciprocal: Reciprocal::NONE }
+    }
+
+    /// That of the class.
+    #[inline(always)]
+    pub(crate) fn reciprocal(&self) -> Reciprocal {
+        self.reciprocal
     }
 
     /// The object on top.
@@ -139,7 +146,12 @@ pub(crate) struct Magazines {
     of: [Magazine; class::COUNT],
     granted: usize,
     hand: usize,
+    /// A bit for each class that passed a slow path since its capacity was last looked at.
+    used: u64,
 }
+
+const _: () = assert!(class::COUNT <= u64::BITS as usize);
+const _: () = assert!(size_of::<Magazine>() == class::STRIDE);
 
 /// The most objects that a class's magazine may hold.
 const fn most(class: Class) -> usize {
@@ -166,7 +178,7 @@ pub(crate) fn storage_words() -> usize {
 
 impl Magazines {
     pub(crate) const fn new() -> Self {
-        Self { of: [const { Magazine::new() }; class::COUNT], granted: 0, hand: 0 }
+        Self { of: [const { Magazine::new() }; class::COUNT], granted: 0, hand: 0, used: 0 }
     }
 
     /// Gives the magazines their storage.
@@ -178,6 +190,7 @@ impl Magazines {
         for class in Class::all() {
             let magazine = self.get(class);
             (magazine.top, magazine.bottom, magazine.limit) = (storage, storage, storage);
+            magazine.reciprocal = class.reciprocal();
             // SAFETY: the parts add up to the words that the caller gives.
             storage = unsafe { storage.add(most(class)) };
         }
@@ -185,8 +198,11 @@ impl Magazines {
 
     #[inline(always)]
     pub(crate) fn get(&mut self, class: Class) -> &mut Magazine {
-        // SAFETY: a class's index is below `COUNT`.
-        unsafe { self.of.get_unchecked_mut(class.index()) }
+        let first = ptr::from_mut(&mut self.of).cast::<u8>();
+        let place = first.wrapping_sub(class::FIRST).wrapping_add(class.place());
+        // SAFETY: the places of classes begin at `FIRST` and are `STRIDE` apart, as the magazines are,
+        // and there are as many of both.
+        unsafe { &mut *place.cast::<Magazine>() }
     }
 
     /// Bytes of objects that are cached.
@@ -201,9 +217,8 @@ impl Magazines {
         class: Class,
         mut spare: impl FnMut(&mut Self, Class, usize),
     ) -> bool {
-        let magazine = self.get(class);
-        magazine.used = true;
-        let capacity = magazine.capacity();
+        self.used |= 1 << class.index();
+        let capacity = self.get(class).capacity();
         let wanted = (capacity * 2).clamp(first(class), most(class));
         if wanted <= capacity {
             return false;
@@ -216,7 +231,8 @@ impl Magazines {
             }
             self.hand = (self.hand + 1) % class::COUNT;
             let victim = Class::from_index(u32::try_from(self.hand).unwrap_or(0));
-            let quiet = !core::mem::take(&mut self.get(victim).used);
+            let quiet = self.used & 1 << self.hand == 0;
+            self.used &= !(1 << self.hand);
             if quiet && victim != class && self.get(victim).capacity() > 0 {
                 let half = self.get(victim).capacity() / 2;
                 spare(self, victim, half);

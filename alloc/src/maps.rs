@@ -17,12 +17,13 @@
 //! - The word at the first page of a tagged large object says who pays, and how much; it is 0
 //!   for every other page.
 
+use core::cell::UnsafeCell;
 use core::ptr;
 
-use memcg_accounting::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use memcg_accounting::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use memcg_accounting::{SYSTEM, Tag};
 
-use crate::class::{CHUNK, Class};
+use crate::class::{CHUNK, Class, Reciprocal};
 use crate::span::Span;
 
 /// Bits of an address in user space.
@@ -81,8 +82,9 @@ impl<T, const SHIFT: u32, const ROOTS: usize> Radix<T, SHIFT, ROOTS> {
         let slot = unsafe { self.root.get_unchecked(root) };
         // Relaxed: the leaf was published before the caller could know of the address.
         let leaf = slot.load(Ordering::Relaxed);
+        // Spelled out: so it is one shift of the address.
         // SAFETY: the leaf exists, by contract, and the index is in bounds.
-        let entry = unsafe { leaf.add(index) };
+        let entry = unsafe { leaf.byte_add(index * size_of::<T>()) };
         // SAFETY: as in `get`.
         unsafe { &*entry }
     }
@@ -125,13 +127,16 @@ impl<T, const SHIFT: u32, const ROOTS: usize> Radix<T, SHIFT, ROOTS> {
 #[repr(C, align(32))]
 #[derive(Debug)]
 struct Chunk {
-    /// Where its span begins.
-    base: AtomicUsize,
+    /// Where its span begins. Written while no object of the chunk is out, read by who has one.
+    base: UnsafeCell<usize>,
     /// The span's tags.
     tags: AtomicPtr<AtomicU32>,
     /// Null: it is no span's.
     span: AtomicPtr<Span>,
 }
+
+// SAFETY: `base` is reached as it says; the rest is atomics.
+unsafe impl Sync for Chunk {}
 
 type SpanMap = Radix<Chunk, CHUNK_SHIFT, { roots(CHUNK_SHIFT) }>;
 /// From the page that a large object begins in to a word.
@@ -151,7 +156,8 @@ pub(crate) fn add_span(span: &'static Span, class: Class) -> bool {
     for chunk in chunks(span, class).filter_map(|address| SPANS.get(address)) {
         // Relaxed: whoever has an object of the span is told of it afterwards, and whoever has none
         // reads the span's own words.
-        chunk.base.store(span.base(), Ordering::Relaxed);
+        // SAFETY: nobody has an object of the chunk, so nobody reads it.
+        unsafe { chunk.base.get().write(span.base()) };
         chunk.tags.store(span.tags(), Ordering::Relaxed);
         // Release pairs with the Acquire in `span_of`.
         chunk.span.store(ptr::from_ref(span).cast_mut(), Ordering::Release);
@@ -201,9 +207,22 @@ pub(crate) unsafe fn span_of_object(object: *mut u8) -> &'static Span {
 /// `object` is of `class`, ours, and live or cached by the caller.
 #[inline(always)]
 pub(crate) unsafe fn tag_slot(object: *mut u8, class: Class) -> &'static AtomicU32 {
+    // SAFETY: by contract.
+    unsafe { tag_slot_by(object, class.reciprocal()) }
+}
+
+/// The same for who has the class's reciprocal.
+///
+/// # Safety
+///
+/// As for [`tag_slot`].
+#[inline(always)]
+pub(crate) unsafe fn tag_slot_by(object: *mut u8, reciprocal: Reciprocal) -> &'static AtomicU32 {
     // SAFETY: the span was added before the object was handed out.
     let chunk = unsafe { SPANS.get_known(object.addr()) };
-    let index = class.object_at(object.addr() - chunk.base.load(Ordering::Relaxed));
+    // SAFETY: it was written before the object was handed out, and is not until it is back.
+    let base = unsafe { chunk.base.get().read() };
+    let index = reciprocal.object_at(object.addr() - base);
     // Acquire pairs with the Release in `make_taggable`: a vector that another thread made begins as
     // zeros. A thread that has the object was told of every tag that it ever had, and so of the vector.
     let tags = chunk.tags.load(Ordering::Acquire);
