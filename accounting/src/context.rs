@@ -22,7 +22,7 @@
 //! Source: `struct obj_cgroup` in `mm/memcontrol.c`; `struct mem_cgroup_kmem_context` of 2014.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
-use crate::table::{NONE, Record};
+use crate::table::Record;
 
 /// Names a context. It is what is written beside an object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -81,12 +81,12 @@ const FORWARD: u32 = 1 << 31;
 /// A context's record.
 #[derive(Debug)]
 pub(crate) struct Context {
+    /// While the record is free, the next free one.
     link: AtomicU32,
     stripe: AtomicU32,
     generation: AtomicU32,
     pins: AtomicU32,
     bytes: AtomicU64,
-    next_free: AtomicU32,
 }
 
 impl Record for Context {
@@ -98,12 +98,11 @@ impl Record for Context {
             generation: AtomicU32::new(1),
             pins: AtomicU32::new(0),
             bytes: AtomicU64::new(0),
-            next_free: AtomicU32::new(NONE),
         }
     }
 
     fn next_free(&self) -> &AtomicU32 {
-        &self.next_free
+        &self.link
     }
 }
 
@@ -125,6 +124,7 @@ impl Context {
         self.pins.store(1, Ordering::Relaxed);
     }
 
+    /// Where it leads, if it is not idle.
     pub(crate) fn link(&self) -> Link {
         let word = self.link.load(Ordering::Relaxed);
         if word & FORWARD == 0 { Link::Group(word) } else { Link::Forward(Tag(word & !FORWARD)) }

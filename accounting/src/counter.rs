@@ -30,9 +30,6 @@ pub(crate) struct Counter {
     high: AtomicU64,
     /// From here on a charge says that it is near `max`.
     near: AtomicU64,
-    /// What the children claim of this group's `min` and `low`: see `protection.rs`.
-    pub(crate) children_min: AtomicU64,
-    pub(crate) children_low: AtomicU64,
 }
 
 fn encode(limit: Limit) -> u64 {
@@ -56,8 +53,6 @@ impl Counter {
             large: AtomicU64::new(0),
             high: AtomicU64::new(u64::MAX),
             near: AtomicU64::new(u64::MAX),
-            children_min: AtomicU64::new(0),
-            children_low: AtomicU64::new(0),
         }
     }
 
@@ -74,8 +69,6 @@ impl Counter {
             (&self.near, u64::MAX),
             (&self.low, 0),
             (&self.min, 0),
-            (&self.children_min, 0),
-            (&self.children_low, 0),
         ] {
             word.store(value, Ordering::Relaxed);
         }

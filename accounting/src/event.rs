@@ -38,6 +38,18 @@ pub struct Events {
 }
 
 impl Events {
+    /// What is left without those of `others`, which are among them.
+    pub(crate) fn without(self, others: Events) -> Events {
+        let rest = |kind| self.of(kind).saturating_sub(others.of(kind));
+        Events {
+            low: rest(EventKind::Low),
+            high: rest(EventKind::High),
+            max: rest(EventKind::Max),
+            oom: rest(EventKind::Oom),
+            forced: rest(EventKind::Forced),
+        }
+    }
+
     /// The count of one kind.
     #[must_use]
     pub const fn of(&self, kind: EventKind) -> u64 {
@@ -51,49 +63,32 @@ impl Events {
     }
 }
 
-/// One group's counters: its own, and those of its subtree.
+/// A counter of each kind.
 #[derive(Debug)]
-pub(crate) struct EventCounters {
-    local: [AtomicU64; KINDS],
-    subtree: [AtomicU64; KINDS],
-}
+pub(crate) struct EventCounters([AtomicU64; KINDS]);
 
 impl EventCounters {
     pub(crate) fn new() -> Self {
-        Self {
-            local: core::array::from_fn(|_| AtomicU64::new(0)),
-            subtree: core::array::from_fn(|_| AtomicU64::new(0)),
-        }
+        Self(core::array::from_fn(|_| AtomicU64::new(0)))
     }
 
     /// Zeroes all, for a group that is being made.
     pub(crate) fn reset(&self) {
-        for counter in self.local.iter().chain(&self.subtree) {
+        for counter in &self.0 {
             counter.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Counts an event of this group itself. Relaxed: counts order nothing.
-    pub(crate) fn count_local(&self, kind: EventKind) {
-        self.local[kind as usize].fetch_add(1, Ordering::Relaxed);
+    /// Counts an event. Release pairs with the Acquire in `read`.
+    pub(crate) fn count(&self, kind: EventKind) {
+        self.0[kind as usize].fetch_add(1, Ordering::Release);
     }
 
-    /// Counts an event of this group or one below it.
-    pub(crate) fn count_subtree(&self, kind: EventKind) {
-        self.subtree[kind as usize].fetch_add(1, Ordering::Relaxed);
+    /// All counts. Acquire: who counts in two places and reads them the other way round finds in the second
+    /// all that the first had.
+    pub(crate) fn read(&self) -> Events {
+        let [low, high, max, oom, forced] =
+            core::array::from_fn(|i| self.0[i].load(Ordering::Acquire));
+        Events { low, high, max, oom, forced }
     }
-
-    pub(crate) fn read_local(&self) -> Events {
-        read(&self.local)
-    }
-
-    pub(crate) fn read_subtree(&self) -> Events {
-        read(&self.subtree)
-    }
-}
-
-fn read(counters: &[AtomicU64; KINDS]) -> Events {
-    let [low, high, max, oom, forced] =
-        core::array::from_fn(|i| counters[i].load(Ordering::Relaxed));
-    Events { low, high, max, oom, forced }
 }

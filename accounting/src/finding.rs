@@ -97,11 +97,10 @@ impl Tree {
     /// The first online child of `group`, or the one after the child `after`; with a handle.
     pub fn next_child(&self, group: GroupRef, after: Option<GroupRef>) -> Option<GroupRef> {
         let _topology = lock(&self.topology);
-        let link = match after {
-            None => &self.group(group)?.links.first_child,
-            Some(after) => &self.group(after)?.links.next,
+        let mut slot = match after {
+            None => self.group(group)?.first_child(),
+            Some(after) => self.group(after)?.next_sibling(),
         };
-        let mut slot = link.load(Ordering::Relaxed);
         while let Some(child) = self.groups.get(slot) {
             if let Some(found) = self.try_get_locked(Tree::ref_to(slot, child)) {
                 return Some(found);
@@ -149,7 +148,7 @@ impl Tree {
 
     /// The slot after `slot` in pre-order below `top`.
     fn step(&self, top: u32, mut slot: u32) -> Option<u32> {
-        let child = self.groups.get(slot)?.links.first_child.load(Ordering::Relaxed);
+        let child = self.groups.get(slot)?.first_child();
         if child != NONE {
             return Some(child);
         }
@@ -173,7 +172,7 @@ impl Tree {
 
     pub(crate) fn usage_of_children(&self) -> u64 {
         let _topology = lock(&self.topology);
-        let first = self.groups.get(0).map(|root| root.links.first_child.load(Ordering::Relaxed));
+        let first = self.groups.get(0).map(Group::first_child);
         let children =
             core::iter::successors(first.and_then(|slot| self.groups.get(slot)), |child| {
                 self.groups.get(child.links.next.load(Ordering::Relaxed))

@@ -2,8 +2,9 @@
 
 use core::ptr;
 
+use crate::below::Below;
 use crate::counter::Counter;
-use crate::event::EventCounters;
+use crate::event::{EventCounters, Events};
 use crate::limit::Limit;
 use crate::name::Kept;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -117,6 +118,11 @@ pub(crate) enum State {
     Dying,
 }
 
+/// What `life` holds: the state, the length of the name, the stripe.
+const STATE: u32 = (1 << NAME_SHIFT) - 1;
+const NAME_SHIFT: u32 = 8;
+const STRIPE_SHIFT: u32 = 16;
+
 /// For how long after a refusal a group's charges take nothing ahead.
 const EXACT_MS: u32 = 10;
 
@@ -134,32 +140,28 @@ pub(crate) struct Group {
     pub(crate) events: EventCounters,
     pub(crate) links: Links,
     generation: AtomicU32,
-    state: AtomicU32,
+    life: AtomicU32,
     handles: AtomicU32,
     context: AtomicU32,
-    stripe: AtomicU32,
-    inherited_contexts: AtomicU32,
+    /// Null until the first child is made.
+    below: AtomicPtr<Below>,
     name: AtomicPtr<u8>,
-    name_len: AtomicU32,
     allowance: AtomicU64,
     reclaimed: AtomicU64,
-    next_free: AtomicU32,
+    /// The next free record, or the next group that waits for `offline`: it is one of these at most.
+    pub(crate) next_waiting: AtomicU32,
 }
 
 /// A group's place in the tree.
 #[derive(Debug)]
 pub(crate) struct Links {
     pub(crate) parent: AtomicU32,
-    pub(crate) first_child: AtomicU32,
     pub(crate) next: AtomicU32,
     pub(crate) prev: AtomicU32,
     /// The next group in the same bucket of the name index.
     pub(crate) same_bucket: AtomicU32,
-    pub(crate) nr_children: AtomicU32,
-    pub(crate) nr_descendants: AtomicU32,
-    pub(crate) max_descendants: AtomicU64,
-    /// The next group that waits for `offline`.
-    pub(crate) next_dying: AtomicU32,
+    /// `u32::MAX`, as many as there can be, for no bound.
+    pub(crate) max_descendants: AtomicU32,
 }
 
 impl Record for Group {
@@ -174,31 +176,25 @@ impl Record for Group {
             events: EventCounters::new(),
             links: Links {
                 parent: none(),
-                first_child: none(),
                 next: none(),
                 prev: none(),
                 same_bucket: none(),
-                nr_children: zero(),
-                nr_descendants: zero(),
-                max_descendants: AtomicU64::new(u64::MAX),
-                next_dying: none(),
+                max_descendants: AtomicU32::new(u32::MAX),
             },
             generation: zero(),
-            state: AtomicU32::new(State::Free as u32),
+            life: AtomicU32::new(State::Free as u32),
             handles: zero(),
             context: zero(),
-            stripe: zero(),
-            inherited_contexts: zero(),
+            below: AtomicPtr::new(ptr::null_mut()),
             name: AtomicPtr::new(ptr::null_mut()),
-            name_len: zero(),
             allowance: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
-            next_free: none(),
+            next_waiting: none(),
         }
     }
 
     fn next_free(&self) -> &AtomicU32 {
-        &self.next_free
+        &self.next_waiting
     }
 }
 
@@ -220,21 +216,17 @@ impl Group {
         self.events.reset();
         let links = &self.links;
         links.parent.store(parent, Ordering::Relaxed);
-        for word in [&links.first_child, &links.next, &links.prev, &links.next_dying] {
+        for word in [&links.next, &links.prev] {
             word.store(NONE, Ordering::Relaxed);
         }
-        links.nr_children.store(0, Ordering::Relaxed);
-        links.nr_descendants.store(0, Ordering::Relaxed);
-        links.max_descendants.store(u64::MAX, Ordering::Relaxed);
+        links.max_descendants.store(u32::MAX, Ordering::Relaxed);
         self.context.store(context, Ordering::Relaxed);
-        self.stripe.store(stripe, Ordering::Relaxed);
-        self.inherited_contexts.store(0, Ordering::Relaxed);
         self.exact_until.store(0, Ordering::Relaxed);
         self.reclaimed.store(0, Ordering::Relaxed);
         self.name.store(kept.bytes, Ordering::Relaxed);
-        self.name_len.store(u32::from(kept.len), Ordering::Relaxed);
         self.handles.store(1, Ordering::Relaxed);
-        self.set_state(State::Online);
+        let life = stripe << STRIPE_SHIFT | u32::from(kept.len) << NAME_SHIFT;
+        self.life.store(life | State::Online as u32, Ordering::Relaxed);
     }
 
     /// Ends the group: the next user of the slot has another generation.
@@ -249,15 +241,17 @@ impl Group {
     }
 
     pub(crate) fn state(&self) -> State {
-        match self.state.load(Ordering::Relaxed) {
+        match self.life.load(Ordering::Relaxed) & STATE {
             0 => State::Free,
             1 => State::Online,
             _ => State::Dying,
         }
     }
 
+    /// Under the topology lock.
     pub(crate) fn set_state(&self, state: State) {
-        self.state.store(state as u32, Ordering::Relaxed);
+        let rest = self.life.load(Ordering::Relaxed) & !STATE;
+        self.life.store(rest | state as u32, Ordering::Relaxed);
     }
 
     pub(crate) fn handles(&self) -> u32 {
@@ -298,11 +292,43 @@ impl Group {
     }
 
     pub(crate) fn stripe(&self) -> u32 {
-        self.stripe.load(Ordering::Relaxed)
+        self.life.load(Ordering::Relaxed) >> STRIPE_SHIFT
+    }
+
+    /// What it knows of the groups below it, once it has had a child. Acquire pairs with the Release in
+    /// `set_below`.
+    pub(crate) fn below(&self) -> Option<&Below> {
+        // SAFETY: null, or a record of a table that lives as long as this one's.
+        unsafe { self.below.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// Under the topology lock.
+    pub(crate) fn set_below(&self, below: Option<&Below>) {
+        let below = below.map_or(ptr::null_mut(), |below| ptr::from_ref(below).cast_mut());
+        self.below.store(below, Ordering::Release);
+    }
+
+    fn of_below(&self, word: impl Fn(&Below) -> &AtomicU32) -> Option<u32> {
+        self.below().map(|below| word(below).load(Ordering::Relaxed))
     }
 
     pub(crate) fn first_child(&self) -> u32 {
-        self.links.first_child.load(Ordering::Relaxed)
+        self.of_below(|below| &below.first_child).unwrap_or(NONE)
+    }
+
+    pub(crate) fn nr_children(&self) -> u32 {
+        self.of_below(|below| &below.nr_children).unwrap_or(0)
+    }
+
+    /// Online and dying groups below it.
+    pub(crate) fn nr_descendants(&self) -> u32 {
+        self.of_below(|below| &below.nr_descendants).unwrap_or(0)
+    }
+
+    /// Events of the group itself: those of its subtree without those below it.
+    pub(crate) fn local_events(&self) -> Events {
+        let all = self.events.read();
+        all.without(self.below().map_or_else(Events::default, |below| below.events.read()))
     }
 
     pub(crate) fn next_sibling(&self) -> u32 {
@@ -322,16 +348,22 @@ impl Group {
 
     /// Contexts of gone groups that this one has inherited. Under the stripe lock.
     pub(crate) fn inherited_contexts(&self) -> u32 {
-        self.inherited_contexts.load(Ordering::Relaxed)
+        self.of_below(|below| &below.inherited_contexts).unwrap_or(0)
     }
 
     pub(crate) fn add_inherited_contexts(&self, n: u32) {
-        self.inherited_contexts.store(self.inherited_contexts() + n, Ordering::Relaxed);
+        self.set_inherited_contexts(self.inherited_contexts() + n);
     }
 
     pub(crate) fn sub_inherited_context(&self) {
-        let left = self.inherited_contexts().saturating_sub(1);
-        self.inherited_contexts.store(left, Ordering::Relaxed);
+        self.set_inherited_contexts(self.inherited_contexts().saturating_sub(1));
+    }
+
+    /// They are those of groups that were below it.
+    fn set_inherited_contexts(&self, n: u32) {
+        if let Some(below) = self.below() {
+            below.inherited_contexts.store(n, Ordering::Relaxed);
+        }
     }
 
     /// Bytes of the subtree that reclaim has given back, on behalf of whomever, or that became a
@@ -355,7 +387,7 @@ impl Group {
     }
 
     pub(crate) fn kept_name(&self) -> Kept {
-        let len = u8::try_from(self.name_len.load(Ordering::Relaxed)).unwrap_or(u8::MAX);
+        let [_, len, ..] = self.life.load(Ordering::Relaxed).to_le_bytes();
         Kept { bytes: self.name.load(Ordering::Relaxed), len }
     }
 

@@ -23,6 +23,7 @@
 #![cfg_attr(not(loom), no_std)]
 
 mod barrier;
+mod below;
 mod clock;
 mod context;
 mod counter;

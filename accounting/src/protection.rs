@@ -27,7 +27,7 @@
 use crate::Tree;
 use crate::counter::Counter;
 use crate::group::{Group, GroupRef};
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 
 /// What reclaim in some subtree leaves alone of a group in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,25 +125,30 @@ impl Counter {
         let now = self.claims();
         Claims { min: now.min.wrapping_sub(before.min), low: now.low.wrapping_sub(before.low) }
     }
+}
 
+impl Group {
     /// Has `change` change this group's usage, after a child's claims have changed by `below`; answers
     /// how its own have. Called with the stripe locked.
     #[inline(always)]
     pub(crate) fn claims_after(&self, below: Claims, change: impl FnOnce()) -> Claims {
-        if below == Claims::default() && self.min() | self.low() == 0 {
+        if below == Claims::default() && self.counter.min() | self.counter.low() == 0 {
             change();
             return below;
         }
         self.change_children(below);
-        let before = self.claims();
+        let before = self.counter.claims();
         change();
-        self.claims_since(before)
+        self.counter.claims_since(before)
     }
 
     /// A child's claims have changed. Called with the stripe locked.
     pub(crate) fn change_children(&self, change: Claims) {
-        if change != Claims::default() {
-            for (sum, by) in [(&self.children_min, change.min), (&self.children_low, change.low)] {
+        if change != Claims::default()
+            && let Some(below) = self.below()
+        {
+            let sums = [(&below.children_min, change.min), (&below.children_low, change.low)];
+            for (sum, by) in sums {
                 sum.store(sum.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
             }
         }
@@ -151,13 +156,16 @@ impl Counter {
 
     /// The sums of the children's claims, of `min` and of `low`.
     pub(crate) fn children_claims(&self) -> (u64, u64) {
-        (self.children_min.load(Ordering::Relaxed), self.children_low.load(Ordering::Relaxed))
+        let read = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
+        self.below().map_or((0, 0), |below| (read(&below.children_min), read(&below.children_low)))
     }
+}
 
+impl Counter {
     /// Protection that comes down from `above`, whose own effective protection is given.
-    fn protection_below(&self, above: &Counter, of_above: Protection) -> Protection {
+    fn protection_below(&self, above: &Group, of_above: Protection) -> Protection {
         let (claimed_min, claimed_low) = above.children_claims();
-        let (usage, used) = (self.usage(), above.usage());
+        let (usage, used) = (self.usage(), above.counter.usage());
         let down = |setting, effective_above, claimed| {
             effective(usage, setting, Above { usage: used, effective: effective_above, claimed })
         };
@@ -210,7 +218,7 @@ impl Tree {
                 known = if top == target.index {
                     below.counter.nominal()
                 } else {
-                    below.counter.protection_below(&above.counter, known)
+                    below.counter.protection_below(above, known)
                 };
                 top = slot;
             }
@@ -256,7 +264,7 @@ impl Tree {
         let before = record.counter.claims();
         change(&record.counter);
         if let Some((_, above)) = self.chain(record.parent()).next() {
-            above.counter.change_children(record.counter.claims_since(before));
+            above.change_children(record.counter.claims_since(before));
         }
     }
 }

@@ -160,12 +160,12 @@ impl Tree {
 
     /// Counts of the group and everything below it since it was made.
     pub fn events(&self, group: GroupRef) -> Events {
-        self.group(group).map_or_else(Events::default, |record| record.events.read_subtree())
+        self.group(group).map_or_else(Events::default, |record| record.events.read())
     }
 
     /// Counts of the group alone.
     pub fn events_local(&self, group: GroupRef) -> Events {
-        self.group(group).map_or_else(Events::default, |record| record.events.read_local())
+        self.group(group).map_or_else(Events::default, Group::local_events)
     }
 
     /// Contexts of gone groups that `group` pays for.

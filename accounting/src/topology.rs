@@ -14,6 +14,7 @@
 use core::fmt;
 
 use crate::Tree;
+use crate::below::Below;
 use crate::context::Tag;
 use crate::counter::OverLimit;
 use crate::gate::step;
@@ -256,6 +257,7 @@ impl Tree {
         if !topology.grow_index(self) {
             return Err(CreateError::NoMemory);
         }
+        let below = self.below_of(above)?;
         let (slot, tag, kept) = self.take_records(&mut topology, name)?;
         let (Some(group), Some(context)) = (self.groups.get(slot), self.contexts.get(tag)) else {
             return Err(CreateError::NoMemory);
@@ -278,8 +280,21 @@ impl Tree {
         }
         topology.index_add(self, slot, group);
         topology.nr_groups += 1;
-        self.link(slot, group, above);
+        self.link(slot, group, below);
         Ok(Tree::ref_to(slot, group))
+    }
+
+    /// The record of what `above` knows of those below it, made before its first child is. Called with the
+    /// topology locked.
+    fn below_of<'a>(&'a self, above: &'a Group) -> Result<&'a Below, CreateError> {
+        if let Some(below) = above.below() {
+            return Ok(below);
+        }
+        let index = self.belows.take(self.source()).ok_or(CreateError::NoMemory)?;
+        let below = self.belows.get(index).ok_or(CreateError::NoMemory)?;
+        below.begin(index);
+        above.set_below(Some(below));
+        Ok(below)
     }
 
     /// The records of a group, all or none.
@@ -313,15 +328,15 @@ impl Tree {
 
     fn check_descendants(&self, parent: u32) -> Result<(), CreateError> {
         for (slot, group) in self.ancestors(parent) {
-            let nr = u64::from(group.links.nr_descendants.load(Ordering::Relaxed));
+            let nr = group.nr_descendants();
             let max = group.links.max_descendants.load(Ordering::Relaxed);
             if nr >= max {
                 let group = Tree::ref_to(slot, group);
                 return Err(CreateError::Descendants(OverLimit {
                     group,
                     requested: 1,
-                    usage: nr,
-                    max,
+                    usage: nr.into(),
+                    max: max.into(),
                 }));
             }
         }
@@ -337,32 +352,37 @@ impl Tree {
         })
     }
 
-    fn link(&self, slot: u32, group: &Group, above: &Group) {
-        let first = above.links.first_child.load(Ordering::Relaxed);
+    fn link(&self, slot: u32, group: &Group, above: &Below) {
+        let first = above.first_child.load(Ordering::Relaxed);
         group.links.next.store(first, Ordering::Relaxed);
         if let Some(first) = self.groups.get(first) {
             first.links.prev.store(slot, Ordering::Relaxed);
         }
-        above.links.first_child.store(slot, Ordering::Relaxed);
-        above.links.nr_children.fetch_add(1, Ordering::Relaxed);
-        for (_, ancestor) in self.ancestors(group.parent()) {
-            ancestor.links.nr_descendants.fetch_add(1, Ordering::Relaxed);
+        above.first_child.store(slot, Ordering::Relaxed);
+        above.nr_children.fetch_add(1, Ordering::Relaxed);
+        for below in self.belows_above(group) {
+            below.nr_descendants.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn unlink(&self, group: &Group, above: &Group) {
+    /// What each ancestor of a group that is in the tree knows of those below it.
+    fn belows_above(&self, group: &Group) -> impl Iterator<Item = &Below> {
+        self.ancestors(group.parent()).filter_map(|(_, ancestor)| ancestor.below())
+    }
+
+    fn unlink(&self, group: &Group, above: &Below) {
         let next = group.links.next.load(Ordering::Relaxed);
         let prev = group.links.prev.load(Ordering::Relaxed);
         match self.groups.get(prev) {
             Some(prev) => prev.links.next.store(next, Ordering::Relaxed),
-            None => above.links.first_child.store(next, Ordering::Relaxed),
+            None => above.first_child.store(next, Ordering::Relaxed),
         }
         if let Some(next) = self.groups.get(next) {
             next.links.prev.store(prev, Ordering::Relaxed);
         }
-        above.links.nr_children.fetch_sub(1, Ordering::Relaxed);
-        for (_, ancestor) in self.ancestors(group.parent()) {
-            ancestor.links.nr_descendants.fetch_sub(1, Ordering::Relaxed);
+        above.nr_children.fetch_sub(1, Ordering::Relaxed);
+        for below in self.belows_above(group) {
+            below.nr_descendants.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -410,9 +430,8 @@ impl Tree {
 
     fn die_if_unused(&self, topology: &mut Topology, slot: u32) -> Option<Dying> {
         let group = self.groups.get(slot).filter(|_| slot != 0)?;
-        let unused = group.state() == State::Online
-            && group.handles() == 0
-            && group.links.nr_children.load(Ordering::Relaxed) == 0;
+        let unused =
+            group.state() == State::Online && group.handles() == 0 && group.nr_children() == 0;
         if !unused {
             return None;
         }
@@ -433,8 +452,9 @@ impl Tree {
         let group = self.group(dying.0)?;
         let parent = group.parent();
         let above = self.groups.get(parent)?;
+        let below = above.below()?;
         self.forward(group, above);
-        self.unlink(group, above);
+        self.unlink(group, below);
         // SAFETY: the name was kept when the group was made, and nobody reads it once the group
         // is free, which it becomes under this same lock.
         unsafe { topology.names.give_back(group.kept_name()) };
@@ -445,6 +465,10 @@ impl Tree {
             let _guard = self.lock_stripe(group.stripe());
             group.retire();
             self.note_end(group);
+        }
+        if let Some(below) = group.below() {
+            group.set_below(None);
+            self.belows.put(below.index());
         }
         self.groups.put(slot);
         self.die_if_unused(&mut topology, parent)
@@ -476,7 +500,7 @@ impl Tree {
     pub fn defer(&self, dying: Dying) {
         let mut topology = lock(&self.topology);
         if let Some(group) = self.group(dying.0) {
-            group.links.next_dying.store(topology.dying, Ordering::Relaxed);
+            group.next_waiting.store(topology.dying, Ordering::Relaxed);
             topology.dying = dying.0.index;
             self.deferred.store(true, Ordering::Relaxed);
         }
@@ -498,7 +522,7 @@ impl Tree {
         let mut topology = lock(&self.topology);
         let slot = topology.dying;
         let group = self.groups.get(slot)?;
-        topology.dying = group.links.next_dying.swap(NONE, Ordering::Relaxed);
+        topology.dying = group.next_waiting.swap(NONE, Ordering::Relaxed);
         self.deferred.store(topology.dying != NONE, Ordering::Relaxed);
         Some(Dying(Tree::ref_to(slot, group)))
     }
@@ -507,7 +531,7 @@ impl Tree {
 
     /// Online and dying groups below `group`.
     pub fn nr_descendants(&self, group: GroupRef) -> u32 {
-        self.group(group).map_or(0, |g| g.links.nr_descendants.load(Ordering::Relaxed))
+        self.group(group).map_or(0, Group::nr_descendants)
     }
 
     /// Groups of the whole tree whose offline is put aside or under way.
@@ -518,7 +542,7 @@ impl Tree {
     /// Bounds the number of groups below `group` (`cgroup.max.descendants`).
     pub fn set_max_descendants(&self, group: GroupRef, limit: Limit) {
         if let Some(record) = self.group(group) {
-            let max = limit.bytes().unwrap_or(u64::MAX);
+            let max = limit.bytes().and_then(|max| u32::try_from(max).ok()).unwrap_or(u32::MAX);
             record.links.max_descendants.store(max, Ordering::Relaxed);
         }
     }

@@ -7,6 +7,7 @@
 //!
 //! Source: `mm/page_counter.c`, whose charges are speculative, and say so.
 
+use crate::below::Below;
 use crate::context::{Context, Link, Payer, Tag};
 use crate::counter::{Charged, OverLimit, Want};
 use crate::event::EventKind;
@@ -41,6 +42,8 @@ struct Stripe(Lock<()>);
 /// The tree of groups: a value, so that tests and models make their own.
 pub struct Tree {
     pub(crate) groups: Table<Group>,
+    /// Of the groups that have had children.
+    pub(crate) belows: Table<Below>,
     pub(crate) contexts: Table<Context>,
     stripes: [Stripe; STRIPES as usize],
     pub(crate) topology: Lock<Topology>,
@@ -103,6 +106,7 @@ impl Tree {
             let stripes = core::array::from_fn(|_| Stripe(Lock::new(())));
             Self {
                 groups: Table::new(),
+                belows: Table::new(),
                 contexts: Table::new(),
                 stripes,
                 topology: Lock::new(Topology::new()),
@@ -173,7 +177,10 @@ impl Tree {
 
     /// Bytes of address space that groups and contexts have mapped.
     pub fn metadata_bytes(&self) -> usize {
-        self.groups.mapped_bytes() + self.contexts.mapped_bytes() + self.watches.mapped_bytes()
+        self.groups.mapped_bytes()
+            + self.belows.mapped_bytes()
+            + self.contexts.mapped_bytes()
+            + self.watches.mapped_bytes()
     }
 
     // ---- locks and walks ----------------------------------------------------------------
@@ -415,7 +422,7 @@ impl Tree {
     fn change_usage(&self, slot: u32, mut change: impl FnMut(u32, &Group)) {
         let mut claims = Claims::default();
         for (slot, group) in self.chain(slot) {
-            claims = group.counter.claims_after(claims, || change(slot, group));
+            claims = group.claims_after(claims, || change(slot, group));
             self.usage_changed(group);
         }
     }
@@ -554,10 +561,13 @@ impl Tree {
     /// All levels count, the untracked root too: what happens in the whole process.
     fn count_locked(&self, slot: u32, kind: EventKind) {
         for (level, group) in self.ancestors(slot) {
-            if level == slot {
-                group.events.count_local(kind);
+            // First among those of the groups below: who reads it last never finds fewer there.
+            if level != slot
+                && let Some(below) = group.below()
+            {
+                below.events.count(kind);
             }
-            group.events.count_subtree(kind);
+            group.events.count(kind);
             self.note_event(group, kind);
         }
     }

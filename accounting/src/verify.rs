@@ -88,7 +88,7 @@ impl Tree {
             );
             assert!(group.counter.peak() >= usage, "peak of group {slot} is at least its usage");
             let claims = (of_min.get(slot), of_low.get(slot));
-            let known = group.counter.children_claims();
+            let known = group.children_claims();
             assert_eq!(known, claims, "what the children of group {slot} claim of min and low");
             let known = u64::from(group.inherited_contexts());
             assert_eq!(known, forwards.get(slot), "contexts that group {slot} has inherited");
@@ -108,7 +108,7 @@ impl Tree {
             for (level, _) in self.ancestors(parent) {
                 descendants.add(level, 1);
             }
-            let nr_children = group.links.nr_children.load(Ordering::Relaxed);
+            let nr_children = group.nr_children();
             let kept = group.handles() > 0 || nr_children > 0;
             let online = group.state() == State::Online;
             assert_eq!(online, kept, "group {slot} is online while it is kept");
@@ -118,12 +118,11 @@ impl Tree {
             assert_eq!(context.link(), Link::Group(slot), "group {slot} and its context agree");
         }
         for (slot, group) in self.live_groups() {
-            let links = &group.links;
             let linked = self.linked_children(slot, group);
             assert_eq!(linked, children.get(slot), "the list of the children of group {slot}");
-            let nr = u64::from(links.nr_children.load(Ordering::Relaxed));
+            let nr = u64::from(group.nr_children());
             assert_eq!(nr, linked, "children of group {slot}");
-            let nr = u64::from(links.nr_descendants.load(Ordering::Relaxed));
+            let nr = u64::from(group.nr_descendants());
             assert_eq!(nr, descendants.get(slot), "descendants of group {slot}");
         }
     }
@@ -131,7 +130,7 @@ impl Tree {
     /// The length of the list of children, each of which leads back to the one before.
     fn linked_children(&self, slot: u32, group: &Group) -> u64 {
         let (mut nr, mut before) = (0, NONE);
-        let mut next = group.links.first_child.load(Ordering::Relaxed);
+        let mut next = group.first_child();
         while let Some(child) = self.groups.get(next) {
             assert_eq!(child.parent(), slot, "child {next} of group {slot} knows its parent");
             let prev = child.links.prev.load(Ordering::Relaxed);
@@ -172,6 +171,18 @@ impl Tree {
             let Some(group) = self.groups.get(slot) else { continue };
             let expected = u64::from(slot != 0 && group.state() == State::Free);
             assert_eq!(groups.get(slot), expected, "times that group {slot} is on the free list");
+        }
+        let belows = self.times_free(&self.belows);
+        for (slot, group) in self.live_groups() {
+            if let Some(below) = group.below() {
+                // As if it were free, for it must be one of both.
+                belows.add(below.index(), 1);
+            } else {
+                assert_eq!(group.inherited_contexts(), 0, "group {slot} never had a child");
+            }
+        }
+        for index in 0..self.belows.len() {
+            assert_eq!(belows.get(index), 1, "record {index} is one group's, or free");
         }
         let contexts = self.times_free(&self.contexts);
         for tag in 0..self.contexts.len() {

@@ -66,7 +66,7 @@ fn memory_is_flat_and_ids_are_reused_over_many_groups() {
 fn without_memory_nothing_is_made_and_nothing_changes() {
     // Where memory ends: the n-th map is refused, whatever it is for.
     let mut refused_at = Vec::new();
-    for n in 0..8 {
+    for n in 0..9 {
         let tree = Tree::new();
         allow_maps(n);
         if !tree.make(Root::Accounted, &METERED) {
@@ -101,9 +101,9 @@ fn without_memory_nothing_is_made_and_nothing_changes() {
         }
         refused_at.push(made);
     }
-    // The two tables, the first index, chunks of names, a second segment of each table.
-    assert_eq!(refused_at[..4], [0, 0, 0, 0], "{refused_at:?}");
-    refused_at[3..].windows(2).for_each(|w| assert!(w[0] < w[1], "{refused_at:?}"));
+    // The three tables, the first index, chunks of names, a second segment of two tables.
+    assert_eq!(refused_at[..5], [0, 0, 0, 0, 0], "{refused_at:?}");
+    refused_at[4..].windows(2).for_each(|w| assert!(w[0] < w[1], "{refused_at:?}"));
 }
 
 /// The shortest time that the end of a group takes which pays for the contexts of `n` others.

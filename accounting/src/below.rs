@@ -1,0 +1,70 @@
+//! What a group knows of the groups below it: only one that has had a child has such a record, so that a tenant
+//! among a million takes no room for it.
+//!
+//! # Invariants
+//!
+//! - A group has one from before its first child is there until it is gone itself.
+//! - Links and numbers change under the topology lock, claims and inherited contexts under the stripe lock of
+//!   the tree. Events are counted by several trees at once where the group is the untracked root.
+
+use crate::event::EventCounters;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::table::{NONE, Record};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Below {
+    /// Events of the groups below, which are among those of the subtree.
+    pub(crate) events: EventCounters,
+    /// What the children claim of this group's `min` and `low`: see `protection.rs`.
+    pub(crate) children_min: AtomicU64,
+    pub(crate) children_low: AtomicU64,
+    pub(crate) first_child: AtomicU32,
+    pub(crate) nr_children: AtomicU32,
+    pub(crate) nr_descendants: AtomicU32,
+    /// Contexts of gone groups that the group has inherited.
+    pub(crate) inherited_contexts: AtomicU32,
+    /// Which record of the table this is.
+    index: AtomicU32,
+    next_free: AtomicU32,
+}
+
+impl Record for Below {
+    fn new() -> Self {
+        Self {
+            events: EventCounters::new(),
+            children_min: AtomicU64::new(0),
+            children_low: AtomicU64::new(0),
+            first_child: AtomicU32::new(NONE),
+            nr_children: AtomicU32::new(0),
+            nr_descendants: AtomicU32::new(0),
+            inherited_contexts: AtomicU32::new(0),
+            index: AtomicU32::new(NONE),
+            next_free: AtomicU32::new(NONE),
+        }
+    }
+
+    fn next_free(&self) -> &AtomicU32 {
+        &self.next_free
+    }
+}
+
+// Relaxed throughout, as in `Group`: the locks order these words.
+impl Below {
+    /// Makes the record `index`, just taken, what a group without children knows.
+    pub(crate) fn begin(&self, index: u32) {
+        self.events.reset();
+        for sum in [&self.children_min, &self.children_low] {
+            sum.store(0, Ordering::Relaxed);
+        }
+        self.first_child.store(NONE, Ordering::Relaxed);
+        for number in [&self.nr_children, &self.nr_descendants, &self.inherited_contexts] {
+            number.store(0, Ordering::Relaxed);
+        }
+        self.index.store(index, Ordering::Relaxed);
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.index.load(Ordering::Relaxed)
+    }
+}
