@@ -72,13 +72,18 @@ impl Cached {
 
     /// Takes the object on top, if it is `current`'s already, or if nobody looks at tags.
     #[inline(always)]
-    pub(crate) fn take(&mut self, class: Class, current: Tag, tracks: bool) -> Top {
+    pub(crate) fn take(
+        &mut self,
+        class: Class,
+        current: impl FnOnce() -> Tag,
+        tracks: bool,
+    ) -> Top {
         let magazine = self.magazines.get(class);
         let Some(object) = magazine.peek() else { return Top::Nothing };
         if tracks {
             // SAFETY: the object is in our magazine of its class.
             let slot = unsafe { maps::tag_slot_by(object, magazine.reciprocal()) };
-            if Tag::from_bits(slot.load(Ordering::Relaxed)) != current {
+            if Tag::from_bits(slot.load(Ordering::Relaxed)) != current() {
                 return Top::Others(slot);
             }
         }
@@ -90,7 +95,7 @@ impl Cached {
     /// Takes an object for `current`: one that is its already, or that the stock pays for.
     /// `None`: take the slow path; nothing changed.
     pub(crate) fn pop(&mut self, class: Class, current: Tag) -> Option<*mut u8> {
-        match self.take(class, current, process::is_tracking()) {
+        match self.take(class, || current, process::is_tracking()) {
             Top::Own(object) => Some(object),
             Top::Others(slot) => self.take_others(class, current, slot),
             Top::Nothing => None,

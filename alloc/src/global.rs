@@ -61,7 +61,7 @@ fn alloc_class(class: Class, root: Root) -> *mut u8 {
     let record = record::record();
     if record.gate.enter() {
         // SAFETY: the gate is passed, and the reference ends before `leave`.
-        let top = unsafe { record.cached() }.take(class, record.current(), record.tracks());
+        let top = unsafe { record.cached() }.take(class, || record.current(), record.tracks());
         match top {
             Top::Own(object) => {
                 record.gate.leave();
