@@ -69,9 +69,8 @@ impl Group {
     /// The calling thread's group: who pays for what it allocates. `O(1)`, one short lock.
     #[must_use]
     pub fn current() -> Group {
-        let current = scope::current();
-        let payer = current.payer();
-        if current.is_group() && TREE.pin(payer) {
+        let Some(payer) = scope::current().as_group() else { return Group::root() };
+        if TREE.pin(payer) {
             let owner = TREE.owner_handle(payer.tag);
             TREE.unpin(payer.tag);
             return owner.map_or_else(Group::root, Group::from_handle);

@@ -29,9 +29,9 @@ impl Current {
         Self(payer)
     }
 
-    /// Whether it is neither nobody nor the root.
-    pub(crate) fn is_group(self) -> bool {
-        !self.0.tag.is_nobody()
+    /// The group's payer; `None`: it is nobody, or the root.
+    pub(crate) fn as_group(self) -> Option<Payer> {
+        (!self.0.tag.is_nobody()).then_some(self.0)
     }
 
     /// The payer that this stands for.
