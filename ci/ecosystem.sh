@@ -40,6 +40,8 @@ QUICK='bytes hashbrown smallvec crossbeam-deque flate2'
 work=${ECOSYSTEM_DIR:-${CARGO_TARGET_DIR:-$here/target}/ecosystem}
 export CARGO_TARGET_DIR=$work/target
 export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0
+# With assertions as in any test, but optimised a little: some suites would take a quarter of an hour.
+export CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_TEST_OPT_LEVEL=1
 export RUSTFLAGS="--cap-lints warn ${RUSTFLAGS:-}"
 # Seconds that one suite may take on one allocator.
 LONGEST=${ECOSYSTEM_SECONDS:-900}
