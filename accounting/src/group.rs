@@ -325,7 +325,8 @@ impl Group {
         self.of_below(|below| &below.nr_descendants).unwrap_or(0)
     }
 
-    /// Events of the group itself: those of its subtree without those below it.
+    /// Events of the group itself: those of its subtree without those below it. Called with the stripe locked;
+    /// trees below an untracked root, which has none, count under other locks too.
     pub(crate) fn local_events(&self) -> Events {
         let all = self.events.read();
         all.without(self.below().map_or_else(Events::default, |below| below.events.read()))

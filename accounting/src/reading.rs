@@ -163,9 +163,10 @@ impl Tree {
         self.group(group).map_or_else(Events::default, |record| record.events.read())
     }
 
-    /// Counts of the group alone.
+    /// Counts of the group alone. One short lock: nothing happens below it meanwhile.
     pub fn events_local(&self, group: GroupRef) -> Events {
-        self.group(group).map_or_else(Events::default, Group::local_events)
+        self.lock_group(group)
+            .map_or_else(Events::default, |(_guard, record)| record.local_events())
     }
 
     /// Contexts of gone groups that `group` pays for.

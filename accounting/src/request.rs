@@ -13,7 +13,7 @@
 //!   and only counts.
 
 use crate::Tree;
-use crate::context::{Payer, Tag};
+use crate::context::{Context, Payer, Tag};
 use crate::counter::{Charged, OverLimit, Want};
 use crate::group::{Group, GroupRef};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -206,7 +206,7 @@ impl Tree {
         let tag = request.tag();
         let Some((_guard, context)) = self.lock_tag(tag) else { return };
         let credit = request.credit();
-        if !request.is_open() || request.tag() != tag || credit == 0 {
+        if !request.is_open() || request.tag() != tag || credit == 0 || context.is_idle() {
             return;
         }
         if self.resolve(context).is_some_and(|slot| self.is_below(slot, top)) {
@@ -268,8 +268,10 @@ impl Tree {
 
     fn credit_locked(&self, request: &Request, stripe: u32, bytes: u64) {
         let tag = request.tag();
-        // A request without a payer closes without this lock, and may be another's by now.
-        let Some(context) = self.context(tag).filter(|c| c.stripe() == stripe) else { return };
+        // A request without a payer closes without this lock, and may be another's by now, whose record
+        // nobody uses any more. One of this stripe comes into use under the lock alone.
+        let of_stripe = |c: &&Context| c.stripe() == stripe && !c.is_idle();
+        let Some(context) = self.context(tag).filter(of_stripe) else { return };
         let Some(slot) = self.resolve(context) else { return };
         let headroom = self.chain(slot).map(|(_, group)| group.counter.headroom()).min();
         let wanted = bytes.min(request.need() - request.credit());

@@ -237,11 +237,13 @@ impl Stock {
             }
         }
         if !from.is_nobody() {
-            if self.unspent >= MAX_UNSPENT {
+            // What nobody takes stays.
+            let more = if to.is_nobody() { u64::from(bytes) } else { 0 };
+            if self.unspent + more >= MAX_UNSPENT {
                 return Err(NotHandedOver::NoPlace);
             }
             let Some(index) = self.find(from) else { return Err(NotHandedOver::NoPlace) };
-            // No overflow: all entries together were below the bound.
+            // No overflow: all entries together are below the bound, and this object.
             self.entries[index].bytes += bytes;
             self.unspent += u64::from(bytes);
             self.unspent_in.set(index);

@@ -54,6 +54,10 @@ pub(crate) enum Top {
 }
 
 impl Cached {
+    /// Where the magazines are in here.
+    pub(crate) const MAGAZINES_AT: usize =
+        core::mem::offset_of!(Cached, magazines) + Magazines::FIRST_AT;
+
     pub(crate) const fn new() -> Self {
         Self { magazines: Magazines::new(), stock: Stock::new(), log: UnchargeLog::new() }
     }
@@ -131,8 +135,9 @@ impl Cached {
     #[cold]
     fn hand_over_to_log(&mut self, from: Tag, current: Tag, class: Class) -> Option<()> {
         let bytes = class.size() as u64;
+        let more = if current.is_nobody() { bytes } else { 0 };
         let done = self.log.has_room_for(from)
-            && self.limbo() < MAX_UNSPENT
+            && self.limbo() + more < MAX_UNSPENT
             && (current.is_nobody() || self.stock.take(current, bytes))
             && self.log.push(from, bytes);
         done.then_some(())

@@ -177,6 +177,9 @@ pub(crate) fn storage_words() -> usize {
 }
 
 impl Magazines {
+    /// Where the first magazine is in here.
+    pub(crate) const FIRST_AT: usize = core::mem::offset_of!(Magazines, of);
+
     pub(crate) const fn new() -> Self {
         Self { of: [const { Magazine::new() }; class::COUNT], granted: 0, hand: 0, used: 0 }
     }

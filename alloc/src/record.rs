@@ -64,6 +64,7 @@ pub(crate) struct Record {
 
 // A class is told by where its magazine is; they come first in `Cached`, and in `Magazines`.
 const _: () = assert!(core::mem::offset_of!(Record, cached) == crate::class::FIRST);
+const _: () = assert!(Cached::MAGAZINES_AT == 0);
 
 // SAFETY: `cached` is reached only as `Gate` says, `current` by the owner alone (readers on
 // other threads go through the lock and do not look at it); the rest is atomics.

@@ -254,3 +254,21 @@ fn reclaim_without_a_payer_counts_and_takes_no_credit() {
     assert_eq!([a, below, other].map(|group| tree.usage(group)), [20, 10, 10]);
     tree.check();
 }
+
+#[test]
+fn a_record_that_nobody_uses_takes_no_credit() {
+    let tree = tree(Root::Untracked);
+    let payer = child(tree, ROOT, "payer");
+    let gone = child(tree, payer, "gone");
+    let tag = tree.payer(gone).tag;
+    let garbage = charge(tree, payer, 100);
+    end(tree, gone);
+    // As of a request that was closed, and its tag freed, since somebody looked whose it is.
+    let request = Request::new();
+    let stripe = tree.context(garbage).expect("it has bytes").stripe();
+    request.begin(tag, stripe, ROOT, 50);
+    tree.uncharge_for(garbage, 100, &request);
+    assert_eq!((request.credit(), tree.usage(payer)), (0, 0));
+    request.end();
+    tree.check();
+}

@@ -95,8 +95,9 @@ impl Model {
     }
 
     fn hand_over(&mut self, from: Tag, to: Tag, bytes: u64) -> bool {
-        let takes =
-            from.is_nobody() || (self.unspent() < MAX_UNSPENT && self.entries.contains_key(&from));
+        let more = if to.is_nobody() { bytes } else { 0 };
+        let has_place = self.unspent() + more < MAX_UNSPENT && self.entries.contains_key(&from);
+        let takes = from.is_nobody() || has_place;
         let is_selected = self.selected == Some(to);
         if !takes || !(to.is_nobody() || is_selected && self.take(to, bytes)) {
             return false;

@@ -6,7 +6,7 @@ use std::thread;
 use std::vec::Vec;
 
 use super::support::{charge, child, end, limited, live_contexts, max, tree};
-use crate::{GroupRef, Payer, Request, Root, Tag, Tree, Want};
+use crate::{EventKind, GroupRef, Payer, Request, Root, Tag, Tree, Want};
 
 const ROOT: GroupRef = GroupRef::ROOT;
 const TURNS: usize = if cfg!(debug_assertions) { 20_000 } else { 200_000 };
@@ -274,4 +274,24 @@ fn end_counted(tree: &Tree, group: GroupRef, ended: &AtomicU64) {
         ended.fetch_add(1, Ordering::Relaxed);
         assert_eq!(tree.offline(dying), None);
     }
+}
+
+#[test]
+fn events_of_the_group_alone_are_exact_while_others_happen_below_it() {
+    let tree = tree(Root::Untracked);
+    let above = child(tree, ROOT, "above");
+    let below = child(tree, above, "below");
+    (0..3).for_each(|_| tree.count(above, EventKind::Max));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                tree.count(below, EventKind::Max);
+            }
+        });
+        let seen: Vec<u64> = (0..20 * TURNS).map(|_| tree.events_local(above).max).collect();
+        is_over.store(true, Ordering::Relaxed);
+        assert!(seen.iter().all(|&max| max == 3), "{:?}", seen.iter().min());
+    });
+    assert!(tree.events(above).max > 3);
 }
