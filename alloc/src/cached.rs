@@ -236,16 +236,26 @@ impl Cached {
         if self.push(class, object) {
             return;
         }
+        // A thread's first free of a class is of another thread's object, which lies beside others of that
+        // thread: kept, it would be this one's next, in a cache line that both write to.
+        if self.magazines.is_first_use(class) {
+            return self.give_back(class, object);
+        }
         if !self.grow(class) {
             let half = self.magazines.get(class).len().div_ceil(2);
             self.flush(class, half);
         }
         if !self.push(class, object) {
             // The budget has no room for even one object of this class.
-            untag_all(&mut self.stock, &mut self.log, &[object], class);
-            // SAFETY: the object is free, and has no tag any more.
-            unsafe { central::give(class, &[object]) };
+            self.give_back(class, object);
         }
+    }
+
+    /// Gives a free object, which is in no magazine, to its span.
+    fn give_back(&mut self, class: Class, object: *mut u8) {
+        untag_all(&mut self.stock, &mut self.log, &[object], class);
+        // SAFETY: the object is free, and has no tag any more.
+        unsafe { central::give(class, &[object]) };
     }
 
     fn grow(&mut self, class: Class) -> bool {
@@ -580,9 +590,10 @@ mod tests {
             TREE.charge(payer, want).expect("no limit");
             cached.free(class, object);
         }
-        let want = memcg_accounting::Want::exactly(MAX_UNSPENT - 8);
-        TREE.charge(payer, want).expect("no limit");
-        cached.give(payer.tag, MAX_UNSPENT - 8);
+        // The first of them went back at once.
+        let more = MAX_UNSPENT - 8 - cached.limbo();
+        TREE.charge(payer, memcg_accounting::Want::exactly(more)).expect("no limit");
+        cached.give(payer.tag, more);
         cached.flush(class, usize::MAX);
         assert!(cached.limbo() <= MAX_UNSPENT, "{} bytes are nobody's", cached.limbo());
         cached.empty();

@@ -157,10 +157,8 @@ impl Lists {
         let taken = out.len().min(listed.nr_free);
         // SAFETY: an object of the span.
         let at = |index| unsafe { base.add(index * class.size()) };
-        let found = listed.free.take(&mut out[..taken], at);
+        let found = listed.free.take(class, &mut out[..taken], at);
         debug_assert_eq!(found, taken, "as many are in as are counted");
-        // A magazine hands out its last word first.
-        out[..found].reverse();
         listed.nr_free -= taken;
         if listed.nr_free == 0 {
             self.unlink_partial(span);

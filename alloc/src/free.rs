@@ -16,6 +16,10 @@ use crate::edge::HARDENED;
 use crate::{hardened, vector};
 
 const BITS: usize = u64::BITS as usize;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Objects that are looked at together: they fill at least one line.
+const GROUP: usize = u8::BITS as usize;
 
 /// The objects of a span that are in.
 #[derive(Debug)]
@@ -62,14 +66,43 @@ impl Free {
 
     /// Takes as many objects out as `out` has room for, of those that are in; answers how many. `at` says
     /// where an object is.
-    pub(crate) fn take(&mut self, out: &mut [*mut u8], at: impl Fn(usize) -> *mut u8) -> usize {
-        let mut taken = 0;
-        while taken < out.len() {
+    ///
+    /// They are for a magazine, which hands out its last word first: in the order of their addresses, but those
+    /// that share a cache line with objects that are out already come after the others. Those are
+    /// another thread's, it may be, which writes to them.
+    pub(crate) fn take(
+        &mut self,
+        class: Class,
+        out: &mut [*mut u8],
+        at: impl Fn(usize) -> *mut u8,
+    ) -> usize {
+        let share = class.size() < LINE && !HARDENED;
+        let (mut low, mut high) = (0, out.len());
+        let (mut group, mut apart) = (usize::MAX, true);
+        while low < high {
             let Some(index) = self.pop() else { break };
-            out[taken] = at(index);
-            taken += 1;
+            if share && group != index / GROUP {
+                group = index / GROUP;
+                apart = self.is_alone_missing(index);
+            }
+            if apart {
+                high -= 1;
+                out[high] = at(index);
+            } else {
+                out[low] = at(index);
+                low += 1;
+            }
         }
+        let taken = low + (out.len() - high);
+        out.copy_within(high.., low);
         taken
+    }
+
+    /// Whether all but this one are in of the [`GROUP`] that it is of.
+    fn is_alone_missing(&mut self, index: usize) -> bool {
+        let [a, b, c, d, e, f, g, h] = self.words()[index / BITS].to_le_bytes();
+        let group = [a, b, c, d, e, f, g, h][index % BITS / GROUP];
+        group | 1 << (index % GROUP) == u8::MAX
     }
 
     #[inline(always)]
@@ -114,8 +147,10 @@ mod tests {
 
     fn take_all(free: &mut Free) -> Vec<usize> {
         let mut out = [ptr::null_mut(); 10_000];
-        let taken = free.take(&mut out, ptr::without_provenance_mut);
-        out[..taken].iter().map(|object| object.addr()).collect()
+        // Of objects that fill a line: in their order.
+        let class = Class::of(Layout::new::<[u64; 8]>()).expect("a slab class");
+        let taken = free.take(class, &mut out, ptr::without_provenance_mut);
+        out[..taken].iter().rev().map(|object| object.addr()).collect()
     }
 
     #[test]
@@ -129,6 +164,26 @@ mod tests {
             taken.sort_unstable();
             assert!(taken.into_iter().eq(0..class.nr_objects()));
             assert_eq!(take_all(&mut free), []);
+        }
+    }
+
+    #[test]
+    fn objects_of_a_line_that_is_in_part_out_go_out_last() {
+        let class = Class::of(Layout::new::<u64>()).expect("a slab class");
+        let mut free = Free::new();
+        assert!(free.begin(class));
+        let take = |free: &mut Free, n: usize| {
+            let mut out = vec![ptr::null_mut::<u8>(); n];
+            assert_eq!(free.take(class, &mut out, ptr::without_provenance_mut), n);
+            out.into_iter().rev().map(|object| object.addr()).collect::<Vec<_>>()
+        };
+        let first = take(&mut free, 12);
+        [3, 5].into_iter().for_each(|index| free.put(index));
+        let second = take(&mut free, 10);
+        if !HARDENED {
+            assert!(first.into_iter().eq(0..12));
+            // Of the line of 3 and 5, and of that of 12 to 15, some are out.
+            assert_eq!(second, [16, 17, 18, 19, 15, 14, 13, 12, 5, 3]);
         }
     }
 

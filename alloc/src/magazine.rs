@@ -247,11 +247,20 @@ impl Magazines {
         false
     }
 
+    /// Whether a class has no room and this is the first time that some is missing; from now on it is not.
+    pub(crate) fn is_first_use(&mut self, class: Class) -> bool {
+        let bit = 1 << class.index();
+        let is_first = self.used & bit == 0 && self.get(class).capacity() == 0;
+        self.used |= bit;
+        is_first
+    }
+
     /// Takes all room back from empty magazines.
     pub(crate) fn close(&mut self) {
         for class in Class::all() {
             if self.get(class).len() == 0 {
                 self.set_capacity(class, 0);
+                self.used &= !(1 << class.index());
             }
         }
     }
