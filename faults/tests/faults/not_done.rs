@@ -29,11 +29,17 @@ fn drain_hard(barriers: bool) {
             let mut far = vec![0_u64; WORDS];
             let _scope = group.enter();
             let mut random = Random::new(1);
+            let mut held: [Option<Raw>; 8] = [const { None }; 8];
             while !stop.load(Ordering::Relaxed) {
                 for _ in 0..4 {
                     far[random.below(WORDS)] = 1;
                 }
-                drop(Raw::new(64));
+                // What is live is its payer's: a drain that takes it for a free one takes its tag.
+                let object = Raw::new(64);
+                let before = std::mem::replace(&mut held[random.below(8)], object);
+                if let Some(before) = before {
+                    assert_eq!(Group::of(before.as_ptr()).as_ref(), Some(group));
+                }
             }
         });
         let start = Instant::now();
