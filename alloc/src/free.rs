@@ -100,8 +100,7 @@ impl Free {
 
     /// Whether all but this one are in of the [`GROUP`] that it is of.
     fn is_alone_missing(&mut self, index: usize) -> bool {
-        let [a, b, c, d, e, f, g, h] = self.words()[index / BITS].to_le_bytes();
-        let group = [a, b, c, d, e, f, g, h][index % BITS / GROUP];
+        let group = self.words()[index / BITS].to_le_bytes()[index % BITS / GROUP];
         group | 1 << (index % GROUP) == u8::MAX
     }
 
