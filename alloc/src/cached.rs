@@ -402,6 +402,11 @@ impl Cached {
         self.magazines.close();
     }
 
+    /// Gives the pages back that magazines had, if they have no room: for a record that is not used much.
+    pub(crate) fn give_pages_back(&mut self) {
+        self.magazines.give_pages_back();
+    }
+
     /// Gives everything back, pins too: for a thread that ends.
     pub(crate) fn empty(&mut self) {
         self.retire();
@@ -572,7 +577,7 @@ mod tests {
         let class = Class::of(Layout::new::<[u64; 256]>()).expect("a slab class");
         let group = TREE.create(memcg_accounting::GroupRef::ROOT, "flushed", Settings::default());
         let payer = TREE.payer(group.expect("fresh"));
-        let storage = vec![ptr::null_mut::<u8>(); crate::magazine::storage_words()].leak();
+        let storage = vec![ptr::null_mut::<u8>(); crate::magazine::STORAGE_WORDS].leak();
         let mut cached = Cached::new();
         // SAFETY: the words are zeroed, and nobody else's for ever.
         unsafe { cached.place(storage.as_mut_ptr()) };

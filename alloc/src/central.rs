@@ -3,20 +3,21 @@
 //! ```text
 //!   partial ─► span ─► span ─► …       some objects in, some out: taken from first
 //!   empty   ─► span ─► span ─► …       all in, newest first: released after a short decay
+//!   idle    ─► span ─► span ─► …       records that serve nothing now
 //!   (full spans are on no list)
 //! ```
 //!
 //! # Invariants
 //!
 //! - A span is on `partial` when `0 < nr_free < nr_objects`, on `empty` when
-//!   `nr_free == nr_objects`, and on neither when `nr_free == 0`.
+//!   `nr_free == nr_objects`, on neither when `nr_free == 0`, and on `idle` when `base` is 0.
 //! - Objects that are in have no tag.
 //!
 //! Lock order: a record's lock, then a central list's, then the vectors', then jemalloc's.
 
 use core::ptr;
 
-use memcg_accounting::sync::{Lock, lock};
+use memcg_accounting::sync::{Guard, Lock, lock};
 use memcg_accounting::table::Table;
 use memcg_accounting::{SYSTEM, now_ms};
 
@@ -30,16 +31,15 @@ const DECAY_MS: u32 = 500;
 
 /// The spans of one class, alone on their cache lines.
 #[repr(align(128))]
-struct Central {
-    lists: Lock<Lists>,
-    spans: Table<Span>,
-}
+struct Central(Lock<Lists>);
 
 struct Lists {
     partial: *const Span,
     empty: *const Span,
     /// The oldest of `empty`.
     empty_tail: *const Span,
+    /// What a record has made for itself fits its class: it serves that again.
+    idle: *const Span,
 }
 
 // SAFETY: the pointers lead to span records, which live for ever and are reached under the
@@ -47,27 +47,27 @@ struct Lists {
 unsafe impl Send for Lists {}
 
 static CENTRALS: [Central; class::COUNT] = [const {
-    Central {
-        lists: Lock::new(Lists {
-            partial: ptr::null(),
-            empty: ptr::null(),
-            empty_tail: ptr::null(),
-        }),
-        spans: Table::new(),
-    }
+    Central(Lock::new(Lists {
+        partial: ptr::null(),
+        empty: ptr::null(),
+        empty_tail: ptr::null(),
+        idle: ptr::null(),
+    }))
 }; class::COUNT];
 
-fn central(class: Class) -> &'static Central {
-    &CENTRALS[class.index()]
+/// The records of all spans: one table, or each class would touch a page for its first. None is ever given back.
+static SPANS: Table<Span> = Table::new();
+
+fn lists(class: Class) -> Guard<'static, Lists> {
+    lock(&CENTRALS[class.index()].0)
 }
 
 /// Fills `out` with untagged objects, as far as memory goes; answers how many there are.
 pub(crate) fn take(class: Class, out: &mut [*mut u8]) -> usize {
-    let central = central(class);
-    let mut lists = lock(&central.lists);
+    let mut lists = lists(class);
     let mut taken = 0;
     while taken < out.len() {
-        let Some(span) = lists.first_with_objects(central, class) else { break };
+        let Some(span) = lists.first_with_objects(class) else { break };
         // SAFETY: the lock of the class is held.
         taken += unsafe { lists.take_from(span, class, &mut out[taken..]) };
     }
@@ -81,15 +81,14 @@ pub(crate) fn take(class: Class, out: &mut [*mut u8]) -> usize {
 /// - Each is an object of `class` that is out, and nobody uses it any more.
 /// - Its tag is 0.
 pub(crate) unsafe fn give(class: Class, objects: &[*mut u8]) {
-    let central = central(class);
-    let mut lists = lock(&central.lists);
+    let mut lists = lists(class);
     for &object in objects {
         // SAFETY: by contract the object is ours and out.
         let span = unsafe { maps::span_of_object(object) };
         // SAFETY: the lock is held, and the object belongs to this span.
         unsafe { lists.put_back(span, class, object) };
     }
-    lists.release_older_than(central, class, DECAY_MS, 2);
+    lists.release_older_than(class, DECAY_MS, 2);
 }
 
 /// Releases every empty span that is older than the decay, or all of them. Answers whether any
@@ -97,35 +96,28 @@ pub(crate) unsafe fn give(class: Class, objects: &[*mut u8]) {
 pub(crate) fn release_empty(all: bool) -> bool {
     let mut left = false;
     for class in Class::all() {
-        let central = central(class);
         let age = if all { 0 } else { DECAY_MS };
-        let mut lists = lock(&central.lists);
-        lists.release_older_than(central, class, age, usize::MAX);
+        let mut lists = lists(class);
+        lists.release_older_than(class, age, usize::MAX);
         left |= !lists.empty.is_null();
     }
     left
 }
 
 /// Calls `f` with every span that serves something. It may be stale: spans come and go.
-pub(crate) fn for_each_span(class: Class, mut f: impl FnMut(&Span)) {
-    let spans = &central(class).spans;
-    for index in 0..spans.len() {
-        if let Some(span) = spans.get(index)
-            && span.base() != 0
-        {
-            f(span);
-        }
-    }
+pub(crate) fn for_each_span(f: impl FnMut(&Span)) {
+    let all = (0..SPANS.len()).filter_map(|index| SPANS.get(index));
+    all.filter(|span| span.base() != 0).for_each(f);
 }
 
 /// Bytes of address space that span records have mapped.
 pub(crate) fn metadata_bytes() -> usize {
-    Class::all().map(|class| central(class).spans.mapped_bytes()).sum()
+    SPANS.mapped_bytes()
 }
 
 impl Lists {
     /// A span with objects in: a partial one, else an empty one, else a new one.
-    fn first_with_objects(&mut self, central: &Central, class: Class) -> Option<&'static Span> {
+    fn first_with_objects(&mut self, class: Class) -> Option<&'static Span> {
         // SAFETY: list links lead to span records, which live for ever.
         if let Some(span) = unsafe { self.partial.as_ref() } {
             return Some(span);
@@ -136,7 +128,7 @@ impl Lists {
                 self.unlink_empty(span);
                 span
             }
-            None => new_span(central, class)?,
+            None => self.begin_span(class)?,
         };
         self.push_partial(span);
         Some(span)
@@ -185,7 +177,7 @@ impl Lists {
         }
     }
 
-    fn release_older_than(&mut self, central: &Central, class: Class, age_ms: u32, most: usize) {
+    fn release_older_than(&mut self, class: Class, age_ms: u32, most: usize) {
         if self.empty.is_null() {
             return;
         }
@@ -199,8 +191,28 @@ impl Lists {
                 return;
             }
             self.unlink_empty(span);
-            release(central, class, span);
+            self.release(class, span);
         }
+    }
+
+    /// A span of fresh memory, on no list yet.
+    fn begin_span(&mut self, class: Class) -> Option<&'static Span> {
+        let span = self.pop_idle().or_else(|| SPANS.get(SPANS.take(&SYSTEM)?))?;
+        let has_begun = begin(span, class);
+        if !has_begun {
+            self.push_idle(span);
+        }
+        has_begun.then_some(span)
+    }
+
+    /// Gives the memory of an empty span, which is on no list, back.
+    fn release(&mut self, class: Class, span: &'static Span) {
+        let memory = ptr::with_exposed_provenance_mut(span.base());
+        maps::remove_span(span, class);
+        span.end();
+        // SAFETY: every object is in, so nobody uses the memory; it came from `alloc_span`.
+        unsafe { jemalloc::dealloc_span(memory) };
+        self.push_idle(span);
     }
 
     // ---- links: the lock of the class is held throughout --------------------------------
@@ -238,6 +250,18 @@ impl Lists {
         self.empty = span;
     }
 
+    fn push_idle(&mut self, span: &'static Span) {
+        with(span, |listed| listed.next = self.idle);
+        self.idle = span;
+    }
+
+    fn pop_idle(&mut self) -> Option<&'static Span> {
+        // SAFETY: list links lead to span records, which live for ever.
+        let span = unsafe { self.idle.as_ref() }?;
+        self.idle = with(span, |listed| listed.next);
+        Some(span)
+    }
+
     fn unlink_empty(&mut self, span: &'static Span) {
         let (next, prev) = with(span, |listed| (listed.next, listed.prev));
         if prev.is_null() {
@@ -265,54 +289,36 @@ fn with_ptr(span: *const Span, f: impl FnOnce(&mut Listed)) {
     }
 }
 
-/// A span of fresh memory, on no list yet.
-fn new_span(central: &Central, class: Class) -> Option<&'static Span> {
+/// Makes a record serve fresh memory. `false`: there is none, and it serves nothing.
+fn begin(span: &'static Span, class: Class) -> bool {
     let bytes = class.span_bytes();
-    let index = central.spans.take(&SYSTEM)?;
-    let span = central.spans.get(index)?;
-    let span: *const Span = span;
-    // SAFETY: tables of statics never go away.
-    let span: &'static Span = unsafe { &*span };
     let has_lists = with(span, |listed| {
         listed.nr_free = class.nr_objects();
         listed.free.begin(class)
     });
-    let memory = if has_lists && ledger::begin(span, class) {
-        jemalloc::alloc_span(bytes, CHUNK)
-    } else {
-        ptr::null_mut()
-    };
+    if !has_lists || !ledger::begin(span, class) {
+        return false;
+    }
+    let memory = jemalloc::alloc_span(bytes, CHUNK);
     if memory.is_null() {
-        central.spans.put(index);
-        return None;
+        return false;
     }
     // SAFETY: allocated above and shown to nobody.
     unsafe { asan::poison(memory, bytes) };
-    span.begin(class, index, memory.expose_provenance());
+    span.begin(class, memory.expose_provenance());
     if !maps::add_span(span, class) {
         span.end();
         // SAFETY: allocated above and shown to nobody.
         unsafe { jemalloc::dealloc_span(memory) };
-        central.spans.put(index);
-        return None;
+        return false;
     }
-    Some(span)
-}
-
-/// Gives the memory of an empty span, which is on no list, back.
-fn release(central: &Central, class: Class, span: &'static Span) {
-    let memory = ptr::with_exposed_provenance_mut(span.base());
-    maps::remove_span(span, class);
-    span.end();
-    // SAFETY: every object is in, so nobody uses the memory; it came from `alloc_span`.
-    unsafe { jemalloc::dealloc_span(memory) };
-    central.spans.put(span.index());
+    true
 }
 
 /// Locks every central list, in the order of classes, for `fork`.
 pub(crate) fn lock_all() {
     for central in &CENTRALS {
-        core::mem::forget(lock(&central.lists));
+        core::mem::forget(lock(&central.0));
     }
 }
 
@@ -324,6 +330,6 @@ pub(crate) fn lock_all() {
 pub(crate) unsafe fn unlock_all() {
     for central in &CENTRALS {
         // SAFETY: by contract the lock is held and its guard was forgotten.
-        unsafe { central.lists.force_unlock() };
+        unsafe { central.0.force_unlock() };
     }
 }

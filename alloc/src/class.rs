@@ -132,7 +132,7 @@ const _: () = assert!(SIZES[COUNT - 1] as usize == MAX_SIZE);
 
 impl Class {
     #[expect(clippy::cast_possible_truncation, reason = "below FIRST + COUNT * STRIDE")]
-    const fn nth(index: usize) -> Class {
+    pub(crate) const fn nth(index: usize) -> Class {
         assert!(index < COUNT);
         Class((FIRST + index * STRIDE) as u16)
     }

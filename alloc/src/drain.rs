@@ -189,9 +189,14 @@ pub(crate) fn everything<R>(f: impl FnOnce() -> R) -> Option<R> {
 }
 
 /// Drains the threads that have passed no slow path since the last call: so garbage is bounded
-/// in time. Answers whether any thread has something cached still.
+/// in time. Records that had no thread as long give their pages back. Answers whether any thread has something
+/// cached still.
 pub(crate) fn idle_threads() -> bool {
     let _drain = lock(&DRAIN);
+    for record in record::all().filter(|record| record.is_free() && record.is_idle()) {
+        // SAFETY: it has no owner, and gets none while the drain mutex is held.
+        unsafe { record.cached() }.give_pages_back();
+    }
     let busy = |record: &Record| record.is_claimed() && !record.is_drained();
     if !record::all().any(busy) {
         return false;
@@ -199,6 +204,7 @@ pub(crate) fn idle_threads() -> bool {
     let pick = |record: &Record| record.is_idle() && !record.is_drained();
     let mut work = |record: &Record, cached: &mut Cached| {
         cached.retire();
+        cached.give_pages_back();
         cached.prune(record.current());
         record.set_drained();
     };

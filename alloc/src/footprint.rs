@@ -15,7 +15,7 @@ pub const CONTEXT: usize = 28;
 /// A thread that has allocated: its record with its stock, the magazines of one class, and what its stack
 /// takes in any case. What it may cache beside it is 384 KiB of objects and 128 KiB of
 /// charges.
-pub const THREAD: usize = 60_000;
+pub const THREAD: usize = 54_000;
 
 /// The tag of a slab-class object, in a span that has served an accounted one.
 pub const TAG: usize = size_of::<memcg_accounting::Tag>();

@@ -110,9 +110,7 @@ pub(crate) unsafe fn hand_out(object: *mut u8, class: Class, layout: Layout) -> 
     let slot = unsafe { slot(object, class) };
     let before = slot.load(Ordering::Relaxed);
     if before & OUT != 0 {
-        // SAFETY: as above.
-        let tag = unsafe { tag_of(object, class) };
-        stop(What::HandedOutTwice, object.addr(), Of::Class(class), tag);
+        stop(What::HandedOutTwice, object.addr(), Of::Class(class), maps::tag_at(object.addr()));
     }
     slot.store(word(layout), Ordering::Relaxed);
     before & FREED != 0
@@ -166,13 +164,12 @@ pub(crate) fn take_back(object: *mut u8, slot: &'static AtomicU32, class: Class,
     if !CHECKS {
         return slot.store(FREED, Ordering::Relaxed);
     }
-    // SAFETY: the object was live a moment ago; if it is not any more, what is read is stale.
-    let tag = unsafe { tag_of(object, class) };
-    // SAFETY: as above.
-    unsafe { last(object, class) }.store(tag.to_bits(), Ordering::Relaxed);
     if slot.swap(FREED, Ordering::Relaxed) != word(layout) {
         diagnose(object.addr(), layout);
     }
+    // SAFETY: of those who free it at once one comes here: the object is that one's.
+    let last = unsafe { last(object, class) };
+    last.store(maps::tag_at(object.addr()).to_bits(), Ordering::Relaxed);
 }
 
 /// Where it is kept who paid last.
@@ -194,17 +191,6 @@ unsafe fn last(object: *mut u8, class: Class) -> &'static AtomicU32 {
 pub(crate) unsafe fn last_payer(object: *mut u8, class: Class) -> Tag {
     // SAFETY: by contract.
     Tag::from_bits(unsafe { last(object, class) }.load(Ordering::Relaxed))
-}
-
-/// Who pays for it now.
-///
-/// # Safety
-///
-/// As for [`slot`].
-unsafe fn tag_of(object: *mut u8, class: Class) -> Tag {
-    // SAFETY: by contract.
-    let slot = unsafe { maps::tag_slot(object, class) };
-    Tag::from_bits(slot.load(Ordering::Relaxed))
 }
 
 /// Says what is wrong with a pointer that is not live with `layout`, and ends the process.

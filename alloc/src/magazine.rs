@@ -1,25 +1,31 @@
 //! Magazines: a thread's stacks of free objects, one per class.
 //!
 //! ```text
-//!   bottom                top               limit                most
+//!   bottom                top               limit
 //!     | object | object |  .  .  .  .  .  .  |  .  .  .  .  .  .  .  |
 //!     '--- cached ------'--- room ----------'--- not granted -------'
+//!
+//!   storage ──► | small | small | small | …          two or three pages of all classes
+//!           ──► |    large    |    large    | …      pages that go back when a thread is idle
 //! ```
 //!
 //! Capacities are granted from one budget of bytes: they start at nothing, double when a class
 //! overflows, and are taken back from classes that have been quiet. All of that happens on slow
-//! paths.
+//! paths. A class that is granted no more than [`first`] has its words beside those of others, for a page of
+//! its own would hold little; with more it moves.
 //!
 //! # Invariants
 //!
-//! - `bottom <= top <= limit <= bottom + most`; the words `bottom .. top` are free objects of
-//!   the class, each out of its span and in no other magazine.
+//! - `bottom <= top <= limit`; the words `bottom .. top` are free objects of the class, each out of its span
+//!   and in no other magazine.
+//! - `bottom` is the class's small home if its capacity is at most [`first`], else its large one.
 //! - `granted` is the sum over classes of capacity times object size, at most [`BUDGET`].
 //! - The pages of `bottom .. limit` have been touched.
 
 use core::ptr;
 
 use crate::class::{self, Class, Reciprocal};
+use crate::vector;
 
 /// Bytes of objects that one thread may cache.
 pub(crate) const BUDGET: usize = 384 << 10;
@@ -145,6 +151,10 @@ impl Magazine {
 pub(crate) struct Magazines {
     of: [Magazine; class::COUNT],
     granted: usize,
+    /// Where the small homes are, and the large ones.
+    homes: [*mut *mut u8; 2],
+    /// Whether a page of the large homes was touched since they last went back.
+    has_moved: bool,
     hand: usize,
     /// A bit for each class that passed a slow path since its capacity was last looked at.
     used: u64,
@@ -171,32 +181,72 @@ const fn first(class: Class) -> usize {
     }
 }
 
-/// Words that all magazines of a thread take at most.
-pub(crate) fn storage_words() -> usize {
-    Class::all().map(most).sum()
+/// Words of a page.
+const PAGE: usize = 4096 / size_of::<*mut u8>();
+
+/// Where the homes of each class begin, small ones and large ones, in words; last, where they end: on a page.
+const HOMES: [[u32; class::COUNT + 1]; 2] = homes();
+
+#[expect(clippy::cast_possible_truncation, reason = "the sum of all is less than 2^16")]
+const fn homes() -> [[u32; class::COUNT + 1]; 2] {
+    let (mut small, mut large) = ([0; class::COUNT + 1], [0; class::COUNT + 1]);
+    let mut i = 0;
+    while i < class::COUNT {
+        small[i + 1] = small[i] + first(Class::nth(i)) as u32;
+        large[i + 1] = large[i] + most(Class::nth(i)) as u32;
+        i += 1;
+    }
+    small[i] = small[i].next_multiple_of(PAGE as u32);
+    large[i] = large[i].next_multiple_of(PAGE as u32);
+    [small, large]
 }
+
+/// Words of all homes of a kind.
+const fn words(kind: usize) -> usize {
+    HOMES[kind][class::COUNT] as usize
+}
+
+/// Words that the magazines of a thread need, of any alignment.
+pub(crate) const STORAGE_WORDS: usize = PAGE + words(0) + words(1);
 
 impl Magazines {
     /// Where the first magazine is in here.
     pub(crate) const FIRST_AT: usize = core::mem::offset_of!(Magazines, of);
 
     pub(crate) const fn new() -> Self {
-        Self { of: [const { Magazine::new() }; class::COUNT], granted: 0, hand: 0, used: 0 }
+        Self {
+            of: [const { Magazine::new() }; class::COUNT],
+            granted: 0,
+            homes: [ptr::null_mut(); 2],
+            has_moved: false,
+            hand: 0,
+            used: 0,
+        }
     }
 
     /// Gives the magazines their storage.
     ///
     /// # Safety
     ///
-    /// `storage` is [`storage_words`] zeroed words that are this value's alone for ever.
-    pub(crate) unsafe fn place(&mut self, mut storage: *mut *mut u8) {
+    /// `storage` is [`STORAGE_WORDS`] zeroed words that are this value's alone for ever.
+    pub(crate) unsafe fn place(&mut self, storage: *mut *mut u8) {
+        // SAFETY: there is a page more than the homes take, which end on pages.
+        let small = unsafe { storage.add(storage.align_offset(4096)) };
+        // SAFETY: as above.
+        self.homes = [small, unsafe { small.add(words(0)) }];
         for class in Class::all() {
+            let home = self.home(class, 0);
             let magazine = self.get(class);
-            (magazine.top, magazine.bottom, magazine.limit) = (storage, storage, storage);
+            (magazine.top, magazine.bottom, magazine.limit) = (home, home, home);
             magazine.reciprocal = class.reciprocal();
-            // SAFETY: the parts add up to the words that the caller gives.
-            storage = unsafe { storage.add(most(class)) };
         }
+    }
+
+    /// Where a magazine of that capacity is.
+    fn home(&self, class: Class, capacity: usize) -> *mut *mut u8 {
+        let kind = usize::from(capacity > first(class));
+        // SAFETY: the homes of all classes lie in what `place` was given.
+        unsafe { self.homes[kind].add(HOMES[kind][class.index()] as usize) }
     }
 
     #[inline(always)]
@@ -265,13 +315,33 @@ impl Magazines {
         }
     }
 
+    /// Gives the pages of the large homes back to the system, if no class has room.
+    pub(crate) fn give_pages_back(&mut self) {
+        if self.granted == 0 && core::mem::take(&mut self.has_moved) {
+            // SAFETY: no magazine is there, so what the words hold is nothing; they are whole pages.
+            unsafe { vector::give_back(self.homes[1].cast(), words(1) * size_of::<*mut u8>()) };
+        }
+    }
+
+    /// Changes the capacity of a class that has no more objects than that.
     fn set_capacity(&mut self, class: Class, capacity: usize) {
+        let home = self.home(class, capacity);
+        self.has_moved |= capacity > first(class);
         let magazine = self.get(class);
-        let old = magazine.capacity();
-        debug_assert!(capacity >= magazine.len() && capacity <= most(class));
-        // SAFETY: `capacity <= most`, the words that `place` set apart for the class.
-        magazine.limit = unsafe { magazine.bottom.add(capacity) };
-        touch(magazine.bottom, old, capacity);
+        let (old, len) = (magazine.capacity(), magazine.len());
+        debug_assert!(capacity >= len && capacity <= most(class));
+        if home == magazine.bottom {
+            touch(home, old, capacity);
+        } else {
+            touch(home, 0, capacity);
+            // SAFETY: `len <= capacity`, the home has room for as many, and it is another one.
+            unsafe { ptr::copy_nonoverlapping(magazine.bottom, home, len) };
+            magazine.bottom = home;
+            // SAFETY: as above.
+            magazine.top = unsafe { home.add(len) };
+        }
+        // SAFETY: the home has room for `capacity` words: `first` or `most`.
+        magazine.limit = unsafe { home.add(capacity) };
         self.granted += capacity * class.size();
         self.granted -= old * class.size();
     }
@@ -287,6 +357,10 @@ impl Magazines {
             let magazine = &self.of[class.index()];
             assert!(magazine.len() <= magazine.capacity(), "{class:?} is within its capacity");
             assert!(magazine.capacity() <= most(class), "{class:?} is within its storage");
+            if !self.homes[0].is_null() {
+                let home = self.home(class, magazine.capacity());
+                assert_eq!(magazine.bottom, home, "{class:?} is at home");
+            }
             granted += magazine.capacity() * class.size();
         }
         assert_eq!(granted, self.granted, "granted is the sum of the capacities");
@@ -296,13 +370,107 @@ impl Magazines {
 
 /// Touches the pages of the words `from .. to`, so that no push on the fast path is the first.
 fn touch(words: *mut *mut u8, from: usize, to: usize) {
-    const PAGE_WORDS: usize = 4096 / size_of::<*mut u8>();
-    for index in (from..to).step_by(PAGE_WORDS).chain(to.checked_sub(1)) {
+    for index in (from..to).step_by(PAGE).chain(to.checked_sub(1)) {
         if index >= from {
-            // SAFETY: the words up to `to` are the class's storage.
+            // SAFETY: the words up to `to` are the class's home.
             let word = unsafe { words.add(index) };
             // SAFETY: as above, and from `from` on they hold no object.
             unsafe { word.write_volatile(ptr::null_mut()) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::alloc::Layout;
+
+    use memcg_accounting::SYSTEM;
+
+    use super::*;
+
+    const BYTES: usize = STORAGE_WORDS * size_of::<*mut u8>();
+
+    /// Magazines on pages of their own.
+    fn magazines() -> Magazines {
+        let storage = (SYSTEM.map)(BYTES);
+        assert!(!storage.is_null());
+        let mut magazines = Magazines::new();
+        // SAFETY: the words are zeroed, and nobody else's for ever.
+        unsafe { magazines.place(storage.cast()) };
+        magazines
+    }
+
+    fn class(size: usize) -> Class {
+        Class::of(Layout::from_size_align(size, 8).expect("a layout")).expect("a slab class")
+    }
+
+    fn fill(magazine: &mut Magazine, objects: &mut impl Iterator<Item = usize>) {
+        while magazine.len() < magazine.capacity() {
+            let object = objects.next().expect("it does not end");
+            assert!(magazine.push(ptr::without_provenance_mut(object)));
+        }
+    }
+
+    fn addresses(magazine: &Magazine) -> Vec<usize> {
+        magazine.objects().iter().map(|object| object.addr()).collect()
+    }
+
+    #[test]
+    fn magazines_keep_their_objects_as_they_move_and_touch_no_others() {
+        let mut magazines = magazines();
+        let mut objects = 1..;
+        for class in Class::all() {
+            magazines.set_capacity(class, first(class));
+            fill(magazines.get(class), &mut objects);
+        }
+        let all = |magazines: &mut Magazines| -> Vec<_> {
+            Class::all().map(|class| addresses(magazines.get(class))).collect()
+        };
+        let before = all(&mut magazines);
+        for class in Class::all() {
+            magazines.set_capacity(class, most(class));
+        }
+        assert_eq!(all(&mut magazines), before);
+        for class in Class::all() {
+            fill(magazines.get(class), &mut objects);
+        }
+        let more = all(&mut magazines);
+        for (class, (more, before)) in Class::all().zip(more.iter().zip(&before)) {
+            assert_eq!(more.len(), most(class));
+            assert!(more.starts_with(before));
+            magazines.get(class).forget_oldest(more.len() - 1);
+            magazines.set_capacity(class, 1);
+            assert_eq!(addresses(magazines.get(class)), more[more.len() - 1..]);
+            magazines.get(class).forget_oldest(1);
+        }
+        magazines.close();
+        magazines.check();
+    }
+
+    #[test]
+    fn pages_go_back_once_no_class_has_room() {
+        let mut magazines = magazines();
+        let resident = |magazines: &Magazines| {
+            let mut pages = [0_u8; words(1) / PAGE];
+            let place = magazines.homes[1].cast();
+            // SAFETY: the pages are mapped, and there is a byte for each.
+            let told = unsafe { libc::mincore(place, pages.len() * 4096, pages.as_mut_ptr()) };
+            assert_eq!(told, 0);
+            pages.iter().filter(|&page| page & 1 != 0).count()
+        };
+        assert!(magazines.grow(class(8), |_, _, _| ()));
+        assert_eq!(resident(&magazines), 0, "a small home");
+        while magazines.grow(class(8), |_, _, _| ()) {}
+        assert!(magazines.grow(class(64), |_, _, _| ()));
+        assert_eq!(resident(&magazines), most(class(8)) / PAGE);
+        assert!(magazines.get(class(8)).push(ptr::without_provenance_mut(8)));
+        magazines.close();
+        magazines.give_pages_back();
+        assert_ne!(resident(&magazines), 0, "an object is there");
+        magazines.get(class(8)).forget_oldest(1);
+        magazines.close();
+        magazines.give_pages_back();
+        assert_eq!(resident(&magazines), 0);
+        magazines.check();
     }
 }

@@ -134,7 +134,8 @@ impl Record {
     ///
     /// # Safety
     ///
-    /// - The caller is the owner inside the gate, or holds the lock as [`Gate`] says.
+    /// - The caller is the owner inside the gate, or holds the lock as [`Gate`] says; or the record is free, and the
+    ///   caller holds the drain mutex, so that it stays so.
     /// - No other reference to it exists.
     #[inline(always)]
     #[expect(clippy::mut_from_ref, reason = "the gate makes the access exclusive")]
@@ -147,7 +148,7 @@ impl Record {
         self.state.load(Ordering::Acquire) == CLAIMED
     }
 
-    fn is_free(&self) -> bool {
+    pub(crate) fn is_free(&self) -> bool {
         self.state.load(Ordering::Acquire) == FREE
     }
 
@@ -362,7 +363,7 @@ fn open(record: &'static Record) {
 
 /// Bytes of a record and the storage of its magazines.
 fn mapping_bytes() -> usize {
-    (size_of::<Record>() + magazine::storage_words() * size_of::<*mut u8>()).next_multiple_of(4096)
+    (size_of::<Record>() + magazine::STORAGE_WORDS * size_of::<*mut u8>()).next_multiple_of(4096)
 }
 
 /// Maps a record and appends it to the list. `None`: no memory.

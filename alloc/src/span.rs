@@ -36,7 +36,6 @@ pub(crate) struct Span {
     base: AtomicUsize,
     tags: AtomicPtr<AtomicU32>,
     class: AtomicU32,
-    index: AtomicU32,
     next_free: AtomicU32,
     /// See [`crate::ledger`]; null where none is kept.
     pub(crate) ledger: AtomicPtr<AtomicU32>,
@@ -66,7 +65,6 @@ impl Record for Span {
             base: AtomicUsize::new(0),
             tags: AtomicPtr::new(ptr::from_ref(&ZEROS).cast_mut().cast()),
             class: AtomicU32::new(0),
-            index: AtomicU32::new(0),
             next_free: AtomicU32::new(NONE),
             ledger: AtomicPtr::new(ptr::null_mut()),
             central: UnsafeCell::new(Listed {
@@ -87,9 +85,8 @@ impl Record for Span {
 impl Span {
     /// Makes the record serve the memory at `base`. Only the central list calls it, before any
     /// object is out.
-    pub(crate) fn begin(&self, class: Class, index: u32, base: usize) {
+    pub(crate) fn begin(&self, class: Class, base: usize) {
         self.class.store(u32::try_from(class.index()).unwrap_or(0), Ordering::Relaxed);
-        self.index.store(index, Ordering::Relaxed);
         if self.has_vector() {
             vector::wake(self.tags(), class.nr_objects());
         }
@@ -108,11 +105,6 @@ impl Span {
     #[inline(always)]
     pub(crate) fn base(&self) -> usize {
         self.base.load(Ordering::Relaxed)
-    }
-
-    /// Which record of its class's table this is.
-    pub(crate) fn index(&self) -> u32 {
-        self.index.load(Ordering::Relaxed)
     }
 
     pub(crate) fn class(&self) -> Class {

@@ -106,14 +106,13 @@ impl Group {
             }
             last.1
         };
-        let count = |class: Class| {
-            let mut objects = 0;
-            central::for_each_span(class, |span| {
-                span.for_each_tag(|tag| objects += u64::from(is_own(tag)));
-            });
-            ClassStat { size: class.size() as u64, objects }
-        };
-        Class::all().map(count).collect()
+        let none = |class: Class| ClassStat { size: class.size() as u64, objects: 0 };
+        let mut classes: Vec<_> = Class::all().map(none).collect();
+        central::for_each_span(|span| {
+            let objects = &mut classes[span.class().index()].objects;
+            span.for_each_tag(|tag| *objects += u64::from(is_own(tag)));
+        });
+        classes
     }
 
     /// A reader of the peak that can be reset on its own.

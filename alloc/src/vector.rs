@@ -124,13 +124,15 @@ fn cut(arena: &mut Arena, skip: usize, bytes: usize, count: &AtomicUsize) -> *mu
 pub(crate) fn rest(vector: *mut AtomicU32, len: usize) {
     let bytes = bytes_of(len);
     if bytes >= PAGE {
-        return give_back(vector, bytes);
+        // SAFETY: whole pages, zeros by contract.
+        return unsafe { give_back(vector, bytes) };
     }
     let _arena = lock(&ARENA_NOW);
     let before = live(vector).fetch_sub(1, Ordering::Relaxed);
     debug_assert!(before > 0, "a vector rests once");
     if before == 1 {
-        give_back(vector.wrapping_byte_sub(vector.addr() % PAGE), PAGE);
+        // SAFETY: a page of vectors that all hold zeros, and nobody else's.
+        unsafe { give_back(vector.wrapping_byte_sub(vector.addr() % PAGE), PAGE) };
     }
 }
 
@@ -148,13 +150,16 @@ pub(crate) fn pages_are_small() -> bool {
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) == 4096 }
 }
 
-/// Gives pages that hold only zeros back; they stay mapped.
-fn give_back(pages: *mut AtomicU32, bytes: usize) {
+/// Gives pages back; they stay mapped.
+///
+/// # Safety
+///
+/// They are a private anonymous mapping, and hold zeros or what nobody reads: it is zeros afterwards.
+pub(crate) unsafe fn give_back(pages: *mut AtomicU32, bytes: usize) {
     if !pages_are_small() {
         return;
     }
-    // SAFETY: they are a private anonymous mapping of ours and hold zeros, which is what they read as
-    // afterwards.
+    // SAFETY: by contract.
     unsafe { libc::madvise(pages.cast(), bytes, libc::MADV_DONTNEED) };
 }
 

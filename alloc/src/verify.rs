@@ -5,7 +5,6 @@ use std::collections::HashMap;
 
 use memcg_accounting::Tag;
 
-use crate::class::Class;
 use crate::process::TREE;
 use crate::{central, drain, maps, scope};
 
@@ -50,11 +49,10 @@ pub fn check() {
 
 /// Adds up the bytes that carry each tag.
 fn add_tags(sums: &mut HashMap<u32, u64>) {
-    for class in Class::all() {
-        central::for_each_span(class, |span| {
-            span.for_each_tag(|tag| *sums.entry(tag.to_bits()).or_default() += class.size() as u64);
-        });
-    }
+    central::for_each_span(|span| {
+        let bytes = span.class().size() as u64;
+        span.for_each_tag(|tag| *sums.entry(tag.to_bits()).or_default() += bytes);
+    });
     maps::for_each_large(|word| {
         *sums.entry(word.tag.to_bits()).or_default() += word.bytes as u64;
     });
