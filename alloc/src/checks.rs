@@ -189,7 +189,7 @@ mod tests {
             "of a large object" => {
                 // SAFETY: the object is live.
                 let all = unsafe { jemalloc::usable(object) };
-                assert!(maps::tag_large(object.addr(), Tag::from_bits(77), all));
+                assert!(maps::tag_large(object.addr(), layout.align(), Tag::from_bits(77), all));
             }
             case => {
                 let nobody = Tag::from_bits(0x00F0_0F00);

@@ -55,7 +55,7 @@ fn give_to(layout: Layout, object: *mut u8, charged: Charged, bytes: usize) -> *
     if charged.tag.is_nobody() {
         return system(layout, object);
     }
-    if object.is_null() || !maps::tag_large(object.addr(), charged.tag, bytes) {
+    if object.is_null() || !maps::tag_large(object.addr(), layout.align(), charged.tag, bytes) {
         if !object.is_null() {
             // SAFETY: allocated above and shown to nobody.
             unsafe { jemalloc::dealloc(object) };
@@ -143,7 +143,7 @@ unsafe fn shrink_in_place(object: *mut u8, new: Layout, word: maps::LargeWord) -
         return false;
     }
     let less = (word.bytes - now) as u64;
-    maps::tag_large(object.addr(), word.tag, now);
+    maps::tag_large(object.addr(), new.align(), word.tag, now);
     bypass::uncharge_large(word.tag, less);
     true
 }
@@ -170,7 +170,7 @@ unsafe fn grow_in_place(object: *mut u8, new: Layout, word: maps::LargeWord, byt
         maps::untag_large(object.addr());
         TREE.uncharge(word.tag, word.bytes as u64);
     } else if grown > 0 {
-        maps::tag_large(object.addr(), word.tag, now);
+        maps::tag_large(object.addr(), new.align(), word.tag, now);
         TREE.add_large(word.tag, grown);
     }
     if !charged.tag.is_nobody() && grown < more {

@@ -27,7 +27,7 @@ use memcg_accounting::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::class::Class;
 use crate::edge::{CHECKS, LEDGER};
 use crate::finding::{Of, What, stop};
-use crate::maps::{self, LargeMap, PAGE_SHIFT};
+use crate::maps::{self, PAGE_SHIFT, PageMap};
 use crate::span::Span;
 use crate::vector;
 
@@ -223,7 +223,7 @@ fn diagnose(address: usize, layout: Layout) -> ! {
 
 /// A word for each page that a large object begins in: 48 bits of size, 8 of its offset in the
 /// page (in 16 bytes), 6 of its alignment, 2 that say whether it is out.
-static LARGE: LargeMap = LargeMap::new();
+static LARGE: PageMap = PageMap::new();
 /// Set when a large object could not be noted, for want of memory: from then on one that is not
 /// known may be ours.
 static IS_LOST: AtomicBool = AtomicBool::new(false);
@@ -292,7 +292,7 @@ fn diagnose_unless_lost(address: usize, layout: Layout) {
 #[cold]
 fn diagnose_large(address: usize, layout: Layout) -> ! {
     let word = read_large(address);
-    let tag = maps::large(address).map_or(Tag::NOBODY, |word| word.tag);
+    let tag = maps::tag_at(address);
     let what = match word & STATE {
         OUT_LARGE if begins_at(word, address) => What::Layout(layout, layout_of_large(word)),
         FREED_LARGE if begins_at(word, address) => What::DoubleFree,

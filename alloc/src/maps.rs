@@ -3,10 +3,12 @@
 //! ```text
 //!   address ─► root[address / 16 GiB] ─► leaf[address / 64 KiB] ─► tags[object]
 //!                                                              └─► span
-//!   address ─► root[address / 1 GiB]  ─► leaf[address / 4 KiB]  ─► large object's word
+//!   address ─► root[address / 16 GiB] ─► leaf[address / 64 KiB] ─► large object's word
+//!   address ─► root[address / 1 GiB]  ─► leaf[address / 4 KiB]  ─► aligned object's word
 //! ```
 //!
-//! Both maps are radix trees of two levels. Leaves are mapped when first written and never
+//! No two large objects begin in one chunk, for they are larger; but one that is aligned to more than a page
+//! may be small. All maps are radix trees of two levels. Leaves are mapped when first written and never
 //! unmapped, spans and tag vectors are type-stable: any address may be looked up.
 //!
 //! # Invariants
@@ -14,8 +16,8 @@
 //! - The entries of all chunks of a span lead to it from before its first object is handed out
 //!   until after the last came back. What they say of its tags is what it has, or was before it got a
 //!   vector; who writes a tag has seen the vector in the entry of the object's chunk.
-//! - The word at the first page of a tagged large object says who pays, and how much; it is 0
-//!   for every other page.
+//! - The word at the chunk that a tagged large object begins in says who pays, and how much, as does the word at the
+//!   page of an aligned one; every other word is 0.
 
 use core::cell::UnsafeCell;
 use core::ptr;
@@ -23,13 +25,13 @@ use core::ptr;
 use memcg_accounting::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use memcg_accounting::{SYSTEM, Tag};
 
-use crate::class::{CHUNK, Class, Reciprocal};
+use crate::class::{CHUNK, Class, MAX_ALIGN, Reciprocal};
 use crate::span::Span;
 
 /// Bits of an address in user space.
 const ADDRESS_BITS: u32 = 48;
 const CHUNK_SHIFT: u32 = CHUNK.trailing_zeros();
-/// Large objects are looked up by the page that they begin in.
+/// No two objects of jemalloc begin in one page, however they are aligned.
 pub(crate) const PAGE_SHIFT: u32 = 12;
 /// Entries of a leaf, as a power of two.
 const LEAF_SHIFT: u32 = 18;
@@ -115,6 +117,19 @@ impl<T, const SHIFT: u32, const ROOTS: usize> Radix<T, SHIFT, ROOTS> {
         self.get(address)
     }
 
+    /// Calls `f` with each entry that there is.
+    fn for_each(&self, mut f: impl FnMut(&T)) {
+        for leaf in &self.root {
+            let leaf = leaf.load(Ordering::Acquire);
+            for index in (0..1 << LEAF_SHIFT).filter(|_| !leaf.is_null()) {
+                // SAFETY: a leaf has this many entries.
+                let entry = unsafe { leaf.add(index) };
+                // SAFETY: leaves are initialised and never unmapped.
+                f(unsafe { &*entry });
+            }
+        }
+    }
+
     /// Bytes that the leaves take at most.
     fn mapped_bytes(&self) -> usize {
         let leaves = self.root.iter().filter(|leaf| !leaf.load(Ordering::Relaxed).is_null());
@@ -139,11 +154,15 @@ struct Chunk {
 unsafe impl Sync for Chunk {}
 
 type SpanMap = Radix<Chunk, CHUNK_SHIFT, { roots(CHUNK_SHIFT) }>;
-/// From the page that a large object begins in to a word.
-pub(crate) type LargeMap = Radix<AtomicU64, PAGE_SHIFT, { roots(PAGE_SHIFT) }>;
+/// From the page that an object begins in to a word.
+pub(crate) type PageMap = Radix<AtomicU64, PAGE_SHIFT, { roots(PAGE_SHIFT) }>;
+/// The same from its chunk.
+type ChunkMap = Radix<AtomicU64, CHUNK_SHIFT, { roots(CHUNK_SHIFT) }>;
 
 static SPANS: SpanMap = SpanMap::new();
-static LARGE: LargeMap = LargeMap::new();
+/// By chunks, for the pages that words are on stay: a sixteenth of them.
+static LARGE: ChunkMap = ChunkMap::new();
+static ALIGNED: PageMap = PageMap::new();
 
 // ---- spans ------------------------------------------------------------------------------
 
@@ -258,8 +277,8 @@ pub(crate) unsafe fn make_taggable(object: *mut u8, class: Class) -> bool {
 
 // ---- large objects ----------------------------------------------------------------------
 
-/// A tagged large object's word: 32 bits of tag, 8 of its offset in its page (in 16 bytes),
-/// 24 of its size as 8 bits of exponent and 16 of mantissa.
+/// A tagged large object's word: 32 bits of tag, 12 of its offset in its chunk (in 16 bytes), and 20 of its
+/// size as 6 bits of exponent and 14 of mantissa.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LargeWord {
     pub(crate) tag: Tag,
@@ -268,7 +287,7 @@ pub(crate) struct LargeWord {
 }
 
 /// Bits of the mantissa: jemalloc's sizes have three.
-const MANTISSA_BITS: u32 = 16;
+const MANTISSA_BITS: u32 = 14;
 
 impl LargeWord {
     fn encode(self) -> u64 {
@@ -277,59 +296,74 @@ impl LargeWord {
         debug_assert_eq!(mantissa << exponent, self.bytes, "a size that the word can hold");
         u64::from(self.tag.to_bits())
             | (self.offset as u64 / 16) << 32
-            | u64::from(exponent) << 40
-            | (mantissa as u64) << 48
+            | u64::from(exponent) << 44
+            | (mantissa as u64) << 50
     }
 
     fn decode(word: u64) -> Self {
-        let [t0, t1, t2, t3, offset, exponent, m0, m1] = word.to_le_bytes();
+        let [t0, t1, t2, t3, ..] = word.to_le_bytes();
+        let bits = |from: u32, to: u32| {
+            usize::try_from(word >> from & ((1 << (to - from)) - 1)).unwrap_or(0)
+        };
         Self {
             tag: Tag::from_bits(u32::from_le_bytes([t0, t1, t2, t3])),
-            offset: usize::from(offset) * 16,
-            bytes: usize::from(u16::from_le_bytes([m0, m1])) << exponent,
+            offset: bits(32, 44) * 16,
+            bytes: bits(50, 64) << bits(44, 50),
         }
+    }
+
+    /// What a map has at `address`, if it is of an object that `begins` there.
+    fn read(entry: Option<&AtomicU64>, begins: impl FnOnce(&Self) -> bool) -> Option<Self> {
+        // Acquire pairs with the Release in `tag_large`.
+        let word = entry?.load(Ordering::Acquire);
+        (word != 0).then(|| Self::decode(word)).filter(begins)
     }
 }
 
-/// Writes who pays for the large object at `address`. `false`: no memory for the leaf.
-pub(crate) fn tag_large(address: usize, tag: Tag, bytes: usize) -> bool {
-    let Some(entry) = LARGE.get_or_make(address) else { return false };
-    let word = LargeWord { tag, offset: address % (1 << PAGE_SHIFT), bytes };
+/// Writes who pays for the large object at `address`, aligned to `align`. `false`: no memory for the leaf.
+pub(crate) fn tag_large(address: usize, align: usize, tag: Tag, bytes: usize) -> bool {
+    let entry = if align > MAX_ALIGN {
+        ALIGNED.get_or_make(address)
+    } else {
+        debug_assert!(bytes > CHUNK, "no two of them begin in one chunk");
+        LARGE.get_or_make(address)
+    };
+    let Some(entry) = entry else { return false };
+    let word = LargeWord { tag, offset: address % CHUNK, bytes };
     // Release: who looks the object up sees what was done before it was tagged.
     entry.store(word.encode(), Ordering::Release);
     true
 }
 
-/// Who pays for the large object at `address`; `None`: it has no tag.
-pub(crate) fn large(address: usize) -> Option<LargeWord> {
-    // Acquire pairs with the Release in `tag_large`.
-    let word = LARGE.get(address)?.load(Ordering::Acquire);
-    (word != 0).then(|| LargeWord::decode(word))
+/// Where the word of the large object that begins at `address` is, and what it says.
+fn find_large(address: usize) -> Option<(&'static AtomicU64, LargeWord)> {
+    let begins = |word: &LargeWord| word.offset == address % CHUNK;
+    let in_map =
+        |entry: Option<&'static AtomicU64>| Some((entry?, LargeWord::read(entry, begins)?));
+    in_map(LARGE.get(address)).or_else(|| in_map(ALIGNED.get(address)))
 }
 
-/// Takes the tag off the large object at `address`.
+/// Who pays for the large object that begins at `address`; `None`: it has no tag.
+pub(crate) fn large(address: usize) -> Option<LargeWord> {
+    find_large(address).map(|(_, word)| word)
+}
+
+/// Takes the tag off the large object that begins at `address`.
 pub(crate) fn untag_large(address: usize) -> Option<LargeWord> {
-    let word = LARGE.get(address)?.swap(0, Ordering::AcqRel);
+    let (entry, _) = find_large(address)?;
+    let word = entry.swap(0, Ordering::AcqRel);
     (word != 0).then(|| LargeWord::decode(word))
 }
 
 /// Calls `f` with each tagged large object's word. Reads every leaf: for checks.
 pub(crate) fn for_each_large(mut f: impl FnMut(LargeWord)) {
-    for leaf in &LARGE.root {
-        let leaf = leaf.load(Ordering::Acquire);
-        if leaf.is_null() {
-            continue;
+    let mut each = |entry: &AtomicU64| {
+        if let Some(word) = LargeWord::read(Some(entry), |_| true) {
+            f(word);
         }
-        for index in 0..1 << LEAF_SHIFT {
-            // SAFETY: a leaf has this many entries.
-            let entry = unsafe { leaf.add(index) };
-            // SAFETY: leaves are initialised and never unmapped.
-            let word = unsafe { &*entry }.load(Ordering::Acquire);
-            if word != 0 {
-                f(LargeWord::decode(word));
-            }
-        }
-    }
+    };
+    LARGE.for_each(&mut each);
+    ALIGNED.for_each(&mut each);
 }
 
 // ---- any address ------------------------------------------------------------------------
@@ -340,10 +374,11 @@ pub(crate) fn tag_at(address: usize) -> Tag {
     if let Some(span) = span_of(address) {
         return span.tag_at(address);
     }
-    match large(address) {
-        Some(word) if address % (1 << PAGE_SHIFT) >= word.offset => word.tag,
-        _ => Tag::NOBODY,
-    }
+    // A large object has the rest of its chunk, an aligned one that of its page.
+    let begins = |word: &LargeWord| word.offset <= address % CHUNK;
+    let word = LargeWord::read(LARGE.get(address), begins);
+    let word = word.or_else(|| LargeWord::read(ALIGNED.get(address), begins));
+    word.map_or(Tag::NOBODY, |word| word.tag)
 }
 
 /// Whether `address` lies in an object that this allocator's classes serve.
@@ -353,7 +388,7 @@ pub(crate) fn is_slab(address: usize) -> bool {
 
 /// Bytes that the maps' leaves take at most, by how many exist.
 pub(crate) fn leaf_bytes() -> usize {
-    SPANS.mapped_bytes() + LARGE.mapped_bytes()
+    SPANS.mapped_bytes() + LARGE.mapped_bytes() + ALIGNED.mapped_bytes()
 }
 
 #[cfg(test)]
@@ -365,10 +400,31 @@ mod tests {
         for exponent in 0..40 {
             for mantissa in 4..8 {
                 let bytes = (mantissa << exponent) * 4096;
-                let word = LargeWord { tag: Tag::from_bits(77), offset: 4032, bytes };
+                let word = LargeWord { tag: Tag::from_bits(u32::MAX), offset: 65_520, bytes };
                 assert_eq!(LargeWord::decode(word.encode()), word);
             }
         }
+    }
+
+    #[test]
+    fn a_large_object_is_found_in_its_chunk_and_an_aligned_one_on_its_page() {
+        // Nobody maps these.
+        let (large, aligned) = (0x1_0003_2040, 0x1_0002_e000);
+        assert!(tag_large(large, 16, Tag::from_bits(7), 80 << 10));
+        assert!(tag_large(aligned, 8192, Tag::from_bits(9), 8192));
+        let bits = |address| tag_at(address).to_bits();
+        assert_eq!(
+            [bits(large - 1), bits(large), bits(0x1_0003_ffff), bits(0x1_0004_0000)],
+            [0, 7, 7, 0]
+        );
+        assert_eq!([bits(aligned - 1), bits(aligned), bits(aligned + 4095)], [0, 9, 9]);
+        assert_eq!(super::large(large + 16), None);
+        assert_eq!(untag_large(aligned + 4080), None);
+        let tags = |word: Option<LargeWord>| word.map(|word| (word.tag.to_bits(), word.bytes));
+        assert_eq!(tags(super::large(large)), Some((7, 80 << 10)));
+        assert_eq!(tags(untag_large(aligned)), Some((9, 8192)));
+        assert_eq!(tags(untag_large(large)), Some((7, 80 << 10)));
+        assert_eq!([bits(large), bits(aligned)], [0, 0]);
     }
 
     #[test]

@@ -406,19 +406,25 @@ pub(crate) extern "C" fn on_thread_exit(value: *mut c_void) {
     debug_assert!(ptr::eq(record, value.cast::<Record>()), "the thread's own record");
     EXITED.set(true);
     RECORD.set(&EMPTY);
+    vacate(record);
+    set_free(record);
+}
+
+/// Leaves nothing in the calling thread's record.
+fn vacate(record: &Record) {
     record.gate.close(Reason::EXITING);
     // The lock is held for bounded work only, or by a cut that waits for somebody else with a
     // bound of its own.
     while !record.gate.lock_within(1000) {}
     // SAFETY: the lock is held, and the owner, which this is, is not in the gate.
     unsafe { record.cached() }.empty();
-    release(record);
+    record.gate.close(Reason::EMPTY);
+    // Before it is free: a fork stops claimed records, and of a free one its child would have the lock for good.
     record.gate.unlock();
 }
 
-/// Makes a record that caches nothing free. Its lock is held.
-fn release(record: &Record) {
-    record.gate.close(Reason::EMPTY);
+/// Makes a record that caches nothing free, and is closed.
+fn set_free(record: &Record) {
     record.state.store(FREE, Ordering::Release);
     TREE.set_nr_threads(NR_CLAIMED.fetch_sub(1, Ordering::Relaxed) - 1);
 }
@@ -436,12 +442,16 @@ pub(crate) fn take_over() {
         if record.is_stopped() {
             // SAFETY: the record is stopped and its owner does not exist.
             unsafe { record.cached() }.empty();
-            release(record);
+            record.gate.close(Reason::EMPTY);
+            record.state.store(FREE, Ordering::Relaxed);
         } else {
             record.state.store(LOST, Ordering::Relaxed);
-            TREE.set_nr_threads(NR_CLAIMED.fetch_sub(1, Ordering::Relaxed) - 1);
         }
     }
+    // A thread that began or ended may not have counted itself.
+    let claimed = all().filter(|record| record.is_claimed()).fold(0, |n, _| n + 1);
+    NR_CLAIMED.store(claimed, Ordering::Relaxed);
+    TREE.set_nr_threads(claimed);
 }
 
 /// Has every owner look at tags from now on.
@@ -504,6 +514,49 @@ mod tests {
         assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
         assert_eq!(status, 0, "what the thread had is lost to the child");
         slow.join().expect("no panic");
+    }
+
+    #[test]
+    fn a_fork_while_a_thread_ends_leaves_the_child_its_record_free_and_unlocked() {
+        let (sender, receiver) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let ends = thread::spawn(move || {
+            // None: another test drains.
+            let record = loop {
+                if let Some(record) = own(Root::Untracked) {
+                    break record;
+                }
+                thread::yield_now();
+            };
+            // As `on_thread_exit`, preempted before its last step.
+            vacate(record);
+            sender.send(all().position(|other| ptr::eq(other, record))).expect("the test waits");
+            ended.recv().expect("the test ends it");
+            record.gate.open(Reason::EMPTY.and(Reason::EXITING));
+        });
+        let index = receiver.recv().expect("the thread lives").expect("it is one of all");
+        // From the end: records are put before the others.
+        let from_the_end = all().count() - index;
+        // SAFETY: the child looks at a record, and ends.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "fork");
+        if pid == 0 {
+            let record = all().nth(all().count() - from_the_end);
+            // The child's thread may have taken it already.
+            let is_usable = record.is_some_and(|other| {
+                (other.is_free() || ptr::eq(other, super::record())) && other.gate.try_lock()
+            });
+            let counts =
+                all().filter(|record| record.is_claimed()).count() == nr_claimed() as usize;
+            // SAFETY: it ends the child at once.
+            unsafe { libc::_exit(i32::from(!is_usable) + 2 * i32::from(!counts)) };
+        }
+        let mut status = 0;
+        // SAFETY: the child is ours, and the place is valid.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert_eq!(status, 0, "1: the record is of no use to the child; 2: threads are miscounted");
+        end.send(()).expect("the thread waits");
+        ends.join().expect("no panic");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The gate and the fence are the real ones; around them stands the shape of `record.rs` and
 //! `drain.rs` of the layer above: who ends takes the lock, empties the record, and makes it free; who
-//! drains looks at claimed records; who begins claims a free one. loom panics where two of them are
+//! drains looks at claimed records; who begins claims a free one; the keeper looks at free ones. loom panics where two of them are
 //! at one record's caches, and at the end nothing may be lost or there twice.
 
 use std::sync::Arc;
@@ -96,8 +96,19 @@ impl World {
             self.empty();
         }
         self.gate.close(Reason::EMPTY);
-        self.state.store(FREE, self.unless(LeftOut::FreeRelease, Ordering::Release));
         self.gate.unlock();
+        self.state.store(FREE, self.unless(LeftOut::FreeRelease, Ordering::Release));
+    }
+
+    /// What the keeper does to a record that has no thread: `drain::idle_threads`.
+    fn tidy_if_free(&self) {
+        let drain = try_lock(&self.drain);
+        if drain.is_none() && self.left_out != Some(LeftOut::DrainMutex) {
+            return;
+        }
+        if self.state.load(self.unless(LeftOut::FreeAcquire, Ordering::Acquire)) == FREE {
+            self.empty();
+        }
     }
 
     /// A drain: `drain::with_stopped`.
@@ -217,6 +228,43 @@ fn loom_exit_needs_the_release_of_a_free_record() {
 #[should_panic(expected = "Causality violation")]
 fn loom_exit_needs_the_acquire_of_a_free_record() {
     exit_against_claim(Some(LeftOut::FreeAcquire));
+}
+
+/// A thread ends, the keeper looks at its record, and another thread takes it over.
+fn exit_against_keeper(left_out: Option<LeftOut>) {
+    explore(move || {
+        let world = World::new(left_out);
+        let keeper = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || world.tidy_if_free())
+        };
+        world.free();
+        world.exit();
+        if world.claim() {
+            world.free();
+        } else {
+            world.central.fetch_add(1, Ordering::Relaxed);
+        }
+        keeper.join().expect("no panic");
+        assert_eq!(world.total(), 2, "nothing is lost, nothing is there twice");
+    });
+}
+
+#[test]
+fn loom_exit_the_keeper_has_a_free_record_for_itself() {
+    exit_against_keeper(None);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn loom_exit_the_keeper_needs_the_acquire_of_a_free_record() {
+    exit_against_keeper(Some(LeftOut::FreeAcquire));
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn loom_exit_the_keeper_needs_the_drain_mutex() {
+    exit_against_keeper(Some(LeftOut::DrainMutex));
 }
 
 /// What a cut sees while it holds every thread: a record that is claimed in the middle of it, and open, is one that it has not
