@@ -119,9 +119,9 @@ impl<T, const SHIFT: u32, const ROOTS: usize> Radix<T, SHIFT, ROOTS> {
 
     /// Calls `f` with each entry that there is.
     fn for_each(&self, mut f: impl FnMut(&T)) {
-        for leaf in &self.root {
-            let leaf = leaf.load(Ordering::Acquire);
-            for index in (0..1 << LEAF_SHIFT).filter(|_| !leaf.is_null()) {
+        let leaves = self.root.iter().map(|leaf| leaf.load(Ordering::Acquire));
+        for leaf in leaves.filter(|leaf| !leaf.is_null()) {
+            for index in 0..1 << LEAF_SHIFT {
                 // SAFETY: a leaf has this many entries.
                 let entry = unsafe { leaf.add(index) };
                 // SAFETY: leaves are initialised and never unmapped.
