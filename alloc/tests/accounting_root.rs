@@ -15,10 +15,30 @@ static ALLOC: memcg::Memcg = memcg::Memcg::accounting_root();
 /// Runs each test in a process of its own: all of them look at the root, which is everybody's.
 fn alone_in_a_process(name: &str, test: impl FnOnce()) {
     if is_case(name) {
+        until_others_sleep();
         test();
         at_rest();
     } else {
         support::pass(name, name);
+    }
+}
+
+/// Waits until the harness waits for the test: before that it allocates, and ends the process where the root is full.
+fn until_others_sleep() {
+    // SAFETY: it only answers.
+    let own = unsafe { libc::gettid() }.to_string();
+    let others_sleep = || {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("proc is mounted");
+        let others = tasks.flatten().filter(|task| task.file_name().to_string_lossy() != own);
+        others.into_iter().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_none_or(|rest| rest.starts_with('S') || rest.is_empty())
+        })
+    };
+    let start = std::time::Instant::now();
+    while !others_sleep() {
+        assert!(start.elapsed() < support::PATIENCE, "another thread is at work");
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 
