@@ -80,8 +80,7 @@ pub(crate) unsafe fn lay_redzone(object: *mut u8, size: usize, end: usize) {
 ///
 /// # Safety
 ///
-/// The ledger has it as live with this layout, and it is the caller's. If another thread frees it too, bytes and tag
-/// are stale, and the ledger finds out who was second.
+/// It is the caller's, and live with this layout, or was until a moment ago.
 pub(crate) unsafe fn is_sound(object: *mut u8, class: Class, layout: Layout) {
     // As any address: a span that goes meanwhile is nobody's.
     let tag = maps::tag_at(object.addr());

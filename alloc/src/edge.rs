@@ -111,8 +111,7 @@ pub(crate) unsafe fn check_live(object: *mut u8, class: Option<Class>, layout: L
 /// If the ledger has it as live, nobody uses it any more.
 #[inline(always)]
 pub(crate) unsafe fn take_back(object: *mut u8, class: Class, layout: Layout) {
-    // SAFETY: by contract.
-    let live = unsafe { check_live(object, Some(class), layout) };
+    let live = Live(if LEDGER { Some(ledger::live(object, class, layout)) } else { None });
     // SAFETY: by contract.
     unsafe { take_back_live(object, live, class, layout) };
 }
@@ -139,6 +138,11 @@ pub(crate) unsafe fn take_back_later(object: *mut u8, live: Live, class: Class, 
 unsafe fn take_back_live(object: *mut u8, live: Live, class: Class, layout: Layout) {
     if let Live(Some(slot)) = live {
         ledger::take_back(object, slot, class, layout);
+        if CHECKS {
+            // Not before: of two threads that free it the second one would see what the first one makes of it.
+            // SAFETY: it was live, and is this thread's alone now.
+            unsafe { checks::is_sound(object, class, layout) };
+        }
     }
     if ASAN {
         // SAFETY: the object is ours again, whole.
@@ -161,11 +165,16 @@ unsafe fn take_back_live(object: *mut u8, live: Live, class: Class, layout: Layo
 ///
 /// # Safety
 ///
-/// `live` is what [`check_live`] answered for it with its old layout, and it is the caller's.
+/// `live` is what [`check_live`] answered for it with the layout `old`, and it is the caller's.
 #[inline(always)]
-pub(crate) unsafe fn resized(object: *mut u8, live: Live, class: Class, new: Layout) {
+pub(crate) unsafe fn resized(
+    object: *mut u8,
+    live: Live,
+    class: Class,
+    (old, new): (Layout, Layout),
+) {
     if let Live(Some(slot)) = live {
-        ledger::resized(slot, new);
+        ledger::resized(object, slot, old, new);
     }
     // SAFETY: by contract.
     unsafe { dress(object, class, new) };

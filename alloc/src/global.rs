@@ -189,7 +189,7 @@ unsafe impl GlobalAlloc for Memcg {
         match (before, Class::of(new)) {
             (Some(before), Some(after)) if before == after => {
                 // SAFETY: checked above.
-                unsafe { edge::resized(object, live, after, new) };
+                unsafe { edge::resized(object, live, after, (old, new)) };
                 return object;
             }
             (None, None) => {

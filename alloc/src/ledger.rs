@@ -144,10 +144,17 @@ pub(crate) fn live(object: *mut u8, class: Class, layout: Layout) -> &'static At
     diagnose(object.addr(), layout)
 }
 
-/// An object that was live is resized within its class.
+/// An object that was live with the layout `old` is resized within its class.
 #[inline(always)]
-pub(crate) fn resized(slot: &'static AtomicU32, layout: Layout) {
-    slot.store(word(layout), Ordering::Relaxed);
+pub(crate) fn resized(object: *mut u8, slot: &'static AtomicU32, old: Layout, new: Layout) {
+    if !CHECKS {
+        return slot.store(word(new), Ordering::Relaxed);
+    }
+    // If another thread freed it meanwhile, it stays free.
+    let (old, new) = (word(old), word(new));
+    if slot.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        diagnose(object.addr(), layout_of(old));
+    }
 }
 
 /// Ends the process unless an object whose word is `slot`, and which was live, still is.
@@ -267,7 +274,9 @@ fn read_large(address: usize) -> u64 {
 /// Ends the process unless the object is out with `layout`.
 pub(crate) fn live_large(object: *mut u8, layout: Layout) {
     let address = object.addr();
-    if read_large(address) != OUT_LARGE | word_large(address, layout) {
+    // A word knows its object's place in the page to 16 bytes, which is what jemalloc aligns to.
+    let may_begin = address.is_multiple_of(16);
+    if !may_begin || read_large(address) != OUT_LARGE | word_large(address, layout) {
         diagnose_unless_lost(address, layout);
     }
 }

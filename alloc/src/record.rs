@@ -492,22 +492,18 @@ mod tests {
             while !record.gate.try_lock() {
                 thread::yield_now();
             }
-            let index = all().position(|other| ptr::eq(other, record));
-            sender.send(index).expect("the test waits");
+            sender.send(record).expect("the test waits");
             thread::sleep(std::time::Duration::from_millis(300));
             record.gate.unlock();
         });
-        let index = receiver.recv().expect("the thread lives").expect("it is one of all");
-        // From the end: records are put before the others.
-        let from_the_end = all().count() - index;
+        let record = receiver.recv().expect("the thread lives");
         // SAFETY: the child looks at a record, and ends.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork");
         if pid == 0 {
-            let record = all().nth(all().count() - from_the_end);
-            let is_lost = |record: &Record| record.state.load(Ordering::Relaxed) == LOST;
+            let is_lost = record.state.load(Ordering::Relaxed) == LOST;
             // SAFETY: it ends the child at once.
-            unsafe { libc::_exit(i32::from(record.is_none_or(is_lost))) };
+            unsafe { libc::_exit(i32::from(is_lost)) };
         }
         let mut status = 0;
         // SAFETY: the child is ours, and the place is valid.
@@ -530,22 +526,18 @@ mod tests {
             };
             // As `on_thread_exit`, preempted before its last step.
             vacate(record);
-            sender.send(all().position(|other| ptr::eq(other, record))).expect("the test waits");
+            sender.send(record).expect("the test waits");
             ended.recv().expect("the test ends it");
             record.gate.open(Reason::EMPTY.and(Reason::EXITING));
         });
-        let index = receiver.recv().expect("the thread lives").expect("it is one of all");
-        // From the end: records are put before the others.
-        let from_the_end = all().count() - index;
+        let record = receiver.recv().expect("the thread lives");
         // SAFETY: the child looks at a record, and ends.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork");
         if pid == 0 {
-            let record = all().nth(all().count() - from_the_end);
             // The child's thread may have taken it already.
-            let is_usable = record.is_some_and(|other| {
-                (other.is_free() || ptr::eq(other, super::record())) && other.gate.try_lock()
-            });
+            let is_usable = record.is_free() || ptr::eq(record, super::record());
+            let is_usable = is_usable && record.gate.try_lock();
             let counts =
                 all().filter(|record| record.is_claimed()).count() == nr_claimed() as usize;
             // SAFETY: it ends the child at once.

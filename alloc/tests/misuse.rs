@@ -181,6 +181,12 @@ const BOTH: &[Case] = &[
         of: "large, group /tenants/acme",
     },
     Case {
+        name: "into a large object, a little",
+        misuse: || free(new(LARGE).wrapping_add(8), layout(LARGE, 8)),
+        what: "free of a pointer into an object",
+        of: "large, group /tenants/acme",
+    },
+    Case {
         name: "an object that was never handed out",
         misuse: || {
             // Of a class that nothing else here uses, the first span has others.
