@@ -9,7 +9,8 @@
 //! Only [`Dialogue`] runs inside the tenant's group; what tokio allocates (a task, a registration, a waker) is allocated
 //! outside of it. The connection's own memory ([`Buffers`]) is in the tenant's group as soon as it has come to a tenant:
 //! with the first command on keys, the first argument that is not small, or SELECT. Until then, and so also before it has
-//! authenticated, it has the small base reservations and no more, which are the server's.
+//! authenticated, and while the tenant that it selected has no room, it has the small base reservations and no more, which
+//! are the server's.
 
 use std::io;
 use std::pin::Pin;
@@ -137,10 +138,23 @@ impl Connection {
         }
         match self.settle(db) {
             Ok(()) => self.dialogue.selected(db),
+            Err(NotSettled::NoRoom) if self.leave(db) => self.dialogue.selected(db),
             Err(NotSettled::NoRoom) => self.dialogue.not_selected(),
             Err(NotSettled::Tenant(error)) => self.dialogue.fail(format_args!("ERR {error}")),
         }
         Ok(())
+    }
+
+    /// Leaves for a tenant that exists and has no room for the connection: it is at no tenant until there is some, and what
+    /// needs no room is carried out, so that whoever comes can empty the tenant, or raise its limit.
+    fn leave(&mut self, db: u32) -> bool {
+        if self.server.tenants.get(db).is_none() {
+            return false;
+        }
+        let Ok(moved) = self.dialogue.buffers.moved() else { return false };
+        within(self.home, || self.dialogue.buffers = moved);
+        self.home = None;
+        true
     }
 
     /// Makes the connection's memory anew in the tenant's group. All or nothing: what there was goes only then, and with it

@@ -133,7 +133,7 @@ impl Dialogue {
         self.done();
     }
 
-    /// Answers the pending SELECT: the connection has come to the tenant of `db`.
+    /// Answers the pending SELECT: the connection has come to the tenant of `db`, or waits for room there.
     pub(crate) fn selected(&mut self, db: u32) {
         self.identity.db = db;
         self.say(|reply| reply.ok());
