@@ -107,7 +107,7 @@ pub(crate) fn release_empty(all: bool) -> bool {
 /// Calls `f` with every span that serves something. It may be stale: spans come and go.
 pub(crate) fn for_each_span(f: impl FnMut(&Span)) {
     let all = (0..SPANS.len()).filter_map(|index| SPANS.get(index));
-    all.filter(|span| span.base() != 0).for_each(f);
+    all.filter(|span| span.is_in_use()).for_each(f);
 }
 
 /// Bytes of address space that span records have mapped.

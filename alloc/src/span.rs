@@ -102,6 +102,11 @@ impl Span {
         }
     }
 
+    /// Whether it serves something, of which the caller sees the class. Acquire pairs with the Release in `begin`.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.base.load(Ordering::Acquire) != 0
+    }
+
     #[inline(always)]
     pub(crate) fn base(&self) -> usize {
         self.base.load(Ordering::Relaxed)

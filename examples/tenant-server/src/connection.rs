@@ -146,9 +146,11 @@ impl Connection {
     }
 
     /// Leaves for a tenant that exists and has no room for the connection: it is at no tenant until there is some, and what
-    /// needs no room is carried out, so that whoever comes can empty the tenant, or raise its limit.
+    /// needs no room is carried out, so that whoever comes can empty the tenant, or raise its limit. `false`: it stays, for
+    /// there is no such tenant, or more to read than the server keeps for who is at none.
     fn leave(&mut self, db: u32) -> bool {
-        if self.server.tenants.get(db).is_none() {
+        let unread = self.dialogue.buffers.input.unread().len();
+        if unread > INPUT_BASE || self.server.tenants.get(db).is_none() {
             return false;
         }
         let Ok(moved) = self.dialogue.buffers.moved() else { return false };
