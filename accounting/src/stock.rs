@@ -21,7 +21,11 @@
 //! - Where there is an entry is in `filled`; one that has bytes is in `unspent_in`.
 //! - A stock of zeros is empty.
 
+use crate::Tree;
 use crate::context::{Payer, Tag};
+use crate::gate::step;
+#[cfg(all(loom, test))]
+use crate::tree::Weakened;
 
 /// Sets of the table.
 pub(crate) const SETS: usize = 512;
@@ -377,6 +381,32 @@ impl Stock {
             let [first, second] = [pair[0].payer.tag, pair[1].payer.tag];
             assert!(first.is_nobody() || first != second, "one entry per tag");
         }
+    }
+}
+
+impl Tree {
+    /// Sees to it that `stock` has an entry of `payer` itself, selected and pinned: from then on its tag
+    /// means this payer, and nobody else, for as long as the entry stays. `keep` is not evicted.
+    /// `false`: the payer is gone, with all that it was charged for.
+    ///
+    /// The tag alone would not do. A scope that was leaked, or left out of order, names a payer that
+    /// nothing pins: once its group is gone the tag may be another group's, and that one may well have
+    /// an entry here. Where the two are taken for each other, a stranger pays.
+    pub fn settle(&self, stock: &mut Stock, payer: Payer, keep: Tag) -> bool {
+        let is_known = payer.tag.is_nobody() || stock.select(payer);
+        if is_known || !step!(self, WholePayer) && stock.find(payer.tag).is_some() {
+            return true;
+        }
+        if !self.pin(payer) {
+            return false;
+        }
+        if let Some(old) = stock.insert(payer, keep) {
+            if old.bytes() > 0 {
+                self.uncharge(old.payer.tag, old.bytes());
+            }
+            self.unpin(old.payer.tag);
+        }
+        true
     }
 }
 

@@ -71,6 +71,8 @@ pub(crate) enum Weakened {
     MoveLock,
     /// One lock for the check of all levels and the adding to them.
     OneLock,
+    /// The look at the generation of a payer whose tag a stock has an entry of.
+    WholePayer,
     /// Asking again who pays, where the one who did went in between.
     AskAgain,
 }

@@ -304,14 +304,9 @@ impl Cached {
         self.stock.select(payer)
     }
 
-    /// Makes an entry for `payer`, whose context the caller pinned for it.
-    pub(crate) fn insert(&mut self, payer: Payer, keep: Tag) {
-        if let Some(old) = self.stock.insert(payer, keep) {
-            if old.bytes() > 0 {
-                TREE.uncharge(old.payer.tag, old.bytes());
-            }
-            TREE.unpin(old.payer.tag);
-        }
+    /// The same, with an entry that is made if need be, under the tree's lock; `false`: the payer is gone.
+    pub(crate) fn settle(&mut self, payer: Payer, keep: Tag) -> bool {
+        TREE.settle(&mut self.stock, payer, keep)
     }
 
     /// What a charge for `tag`, which has an entry, should take ahead.
@@ -548,8 +543,7 @@ mod tests {
         let group = TREE.create(memcg_accounting::GroupRef::ROOT, "zeros", Settings::default());
         let payer = TREE.payer(group.expect("fresh"));
         let mut cached = Cached::new();
-        assert!(TREE.pin(payer));
-        cached.insert(payer, Tag::NOBODY);
+        assert!(cached.settle(payer, Tag::NOBODY));
         let want = memcg_accounting::Want::exactly(class.size() as u64);
         TREE.charge(payer, want).expect("no limit");
         cached.give(payer.tag, class.size() as u64);
@@ -581,8 +575,7 @@ mod tests {
         let mut cached = Cached::new();
         // SAFETY: the words are zeroed, and nobody else's for ever.
         unsafe { cached.place(storage.as_mut_ptr()) };
-        assert!(TREE.pin(payer));
-        cached.insert(payer, Tag::NOBODY);
+        assert!(cached.settle(payer, Tag::NOBODY));
         let mut objects = [ptr::null_mut(); 128];
         assert_eq!(central::take(class, &mut objects), objects.len());
         for object in objects {

@@ -200,27 +200,20 @@ impl Record {
     /// lock. Answers the payer.
     pub(crate) fn settle(&self) -> Payer {
         let payer = scope::current().payer();
-        if self.current().to_bits() == payer.tag.to_bits() {
-            return payer;
-        }
+        // That the current tag is the payer's says nothing: it is its entry's, and the scope may be a leaked
+        // one, of an earlier user of the tag. So the stock is asked for the payer (`Tree::settle`).
         // SAFETY: the owner holds the lock, and no reference is kept.
-        let cached = unsafe { self.cached() };
-        if payer.tag.is_nobody() || cached.select(payer) {
+        if unsafe { self.cached() }.settle(payer, self.current()) {
             self.set_current(payer.tag.to_bits());
             return payer;
         }
-        if !TREE.pin(payer) {
-            // Its group went, and everything that it was charged for.
-            scope::payer_is_gone();
-            let root = scope::current().payer();
-            if root == payer {
-                return Payer::NOBODY;
-            }
-            return self.settle();
+        // Its group went, and everything that it was charged for.
+        scope::payer_is_gone();
+        let root = scope::current().payer();
+        if root == payer {
+            return Payer::NOBODY;
         }
-        cached.insert(payer, self.current());
-        self.set_current(payer.tag.to_bits());
-        payer
+        self.settle()
     }
 
     /// The record that was made before this one.
@@ -476,6 +469,49 @@ mod tests {
     use std::thread;
 
     use super::*;
+
+    #[test]
+    fn a_scope_that_was_leaked_does_not_pay_as_the_next_user_of_its_tag() {
+        assert!(process::begin(Root::Untracked));
+        process::start_tracking();
+        // None: another test drains.
+        let record = loop {
+            if let Some(record) = own(Root::Untracked) {
+                break record;
+            }
+            yield_now();
+        };
+        let create = |name: &str| {
+            let settings = memcg_accounting::Settings::default();
+            TREE.create(GroupRef::ROOT, name, settings).expect("fresh")
+        };
+        let first = create("leaked");
+        let leaked = TREE.payer(first);
+        let outside = scope::switch(scope::Current::group(leaked));
+        scope::switch(scope::Current::NOBODY);
+        ENGINE.put(first);
+        // Until the thread keeps nothing of it: another test may drain, too.
+        while TREE.pin(leaked) {
+            TREE.unpin(leaked.tag);
+            crate::drain::drain();
+        }
+        // Others make groups: at last the tag is one of these.
+        let second = (0..1000).find_map(|n| {
+            let group = create(&format!("reused-{n}"));
+            (TREE.payer(group).tag == leaked.tag).then_some(group)
+        });
+        let stranger = TREE.payer(second.expect("the tag is free"));
+        assert_ne!(stranger, leaked, "another generation");
+
+        // As during a drain, or where the system has no membarrier: the gate is closed.
+        record.gate.close(Reason::RECLAIM);
+        scope::switch(scope::Current::group(stranger));
+        assert_eq!(record.current(), stranger.tag);
+        scope::switch(scope::Current::group(leaked));
+        record.gate.open(Reason::RECLAIM);
+        assert_ne!(record.current(), stranger.tag, "a stranger pays for what is left of the scope");
+        scope::switch(outside);
+    }
 
     #[test]
     fn a_fork_waits_for_a_thread_that_is_slow() {

@@ -15,7 +15,7 @@ use loom::model::Builder;
 use loom::thread;
 
 use crate::tree::Weakened;
-use crate::{GroupRef, Payer, Request, Root, Settings, Source, Tag, Tree, Want};
+use crate::{GroupRef, Payer, Request, Root, Settings, Source, Stock, Tag, Tree, Want};
 
 const ROOT: GroupRef = GroupRef::ROOT;
 
@@ -274,6 +274,46 @@ fn loom_an_old_payer_never_charges_a_stranger() {
 #[test]
 fn loom_needs_the_generation() {
     is_needed(Weakened::Generation, old_payer);
+}
+
+/// A scope of a group that goes is left open; the thread enters the group that takes over the tag, and
+/// comes back to the old scope.
+fn leaked_scope(left_out: Option<Weakened>) {
+    explore(move || {
+        let tree = tree(left_out);
+        let a = child(&tree, ROOT, "a");
+        let b = child(&tree, a, "b");
+        let leaked = tree.payer(b);
+        let other = beside(&tree, move |tree| {
+            end(tree, b);
+            child(tree, a, "c")
+        });
+        let mut stock = Stock::new();
+        let empty = |stock: &mut Stock| stock.prune(|_| true, |tag| tree.unpin(tag));
+        if tree.settle(&mut stock, leaked, Tag::NOBODY) {
+            let owner = tree.owner(leaked.tag);
+            assert!(owner == Some(a) || owner == Some(b), "its entry keeps the tag: {owner:?}");
+            empty(&mut stock);
+        }
+        let c = other.join().expect("no panic");
+        let stranger = tree.payer(c);
+        assert!(tree.settle(&mut stock, stranger, Tag::NOBODY));
+        if tree.settle(&mut stock, leaked, stranger.tag) {
+            assert_eq!(tree.owner(leaked.tag), Some(a), "what is paid by tag is paid by the heir");
+        }
+        empty(&mut stock);
+        is_at_rest(&tree, a, 2);
+    });
+}
+
+#[test]
+fn loom_a_leaked_scope_never_pays_as_a_stranger() {
+    leaked_scope(None);
+}
+
+#[test]
+fn loom_needs_the_generation_of_an_entry() {
+    is_needed(Weakened::WholePayer, leaked_scope);
 }
 
 /// A pinned tag is not taken over.
