@@ -47,6 +47,12 @@ impl Record for Below {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
     }
+
+    fn is_empty(&self) -> bool {
+        let [first, number] =
+            [&self.first_child, &self.nr_children].map(|word| word.load(Ordering::Relaxed));
+        first == NONE && number == 0
+    }
 }
 
 // Relaxed throughout, as in `Group`: the locks order these words.

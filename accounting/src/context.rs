@@ -104,6 +104,10 @@ impl Record for Context {
     fn next_free(&self) -> &AtomicU32 {
         &self.link
     }
+
+    fn is_empty(&self) -> bool {
+        self.is_idle()
+    }
 }
 
 // Relaxed throughout: the stripe lock orders these words. `stripe` itself is read before the

@@ -196,6 +196,10 @@ impl Record for Group {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_waiting
     }
+
+    fn is_empty(&self) -> bool {
+        self.state() == State::Free && self.handles() == 0 && self.nr_children() == 0
+    }
 }
 
 // Relaxed throughout: every word here is written under the topology or the stripe lock, which

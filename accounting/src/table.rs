@@ -11,6 +11,8 @@
 //!
 //! - Records `0 .. len` are initialised, and `len` never falls.
 //! - A record on the free list is on it once; a taken record is not on it.
+//! - A record that is given back while something is in it, or leads to it, is kept for good: whoever
+//!   takes a record never finds what another left there.
 
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
@@ -24,6 +26,9 @@ pub trait Record: Sync {
     fn new() -> Self;
     /// The word that links the record into the free list while it is free.
     fn next_free(&self) -> &AtomicU32;
+    /// Whether nothing is in the record, and nothing that it counts leads to it: only then may it
+    /// be somebody else's. Called by whoever gives it back; takes no lock that is held then.
+    fn is_empty(&self) -> bool;
 }
 
 /// Records in the first segment, as a power of two.
@@ -39,6 +44,7 @@ pub struct Table<T> {
     segments: [AtomicPtr<T>; SEGMENTS],
     len: AtomicU32,
     mapped: AtomicUsize,
+    kept: AtomicU32,
     free: Lock<u32>,
     owns: PhantomData<T>,
 }
@@ -74,6 +80,7 @@ impl<T> Table<T> {
                 segments,
                 len: AtomicU32::new(0),
                 mapped: AtomicUsize::new(0),
+                kept: AtomicU32::new(0),
                 free: Lock::new(NONE),
                 owns: PhantomData,
             }
@@ -94,6 +101,11 @@ impl<T> Table<T> {
     /// Bytes of address space that the table has mapped.
     pub fn mapped_bytes(&self) -> usize {
         self.mapped.load(Ordering::Relaxed)
+    }
+
+    /// Records that were given back and were not empty. 0, or there is a fault.
+    pub fn nr_kept(&self) -> u32 {
+        self.kept.load(Ordering::Relaxed)
     }
 }
 
@@ -137,10 +149,15 @@ impl<T: Record> Table<T> {
         Some(index)
     }
 
-    /// Gives record `index` back for reuse. The caller took it, and gives it back once.
+    /// Gives record `index` back for reuse. The caller took it, and gives it back once. One that is
+    /// not [empty](Record::is_empty) is nobody's from then on, in every build.
     pub fn put(&self, index: u32) {
-        let mut free = lock(&self.free);
         let Some(record) = self.get(index) else { return };
+        if !record.is_empty() {
+            self.kept.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let mut free = lock(&self.free);
         record.next_free().store(*free, Ordering::Relaxed);
         *free = index;
     }
@@ -177,13 +194,16 @@ impl<T: Record> Table<T> {
 mod tests {
     use super::*;
 
-    struct Word(AtomicU32);
+    struct Word(AtomicU32, AtomicU32);
     impl Record for Word {
         fn new() -> Self {
-            Self(AtomicU32::new(0))
+            Self(AtomicU32::new(0), AtomicU32::new(0))
         }
         fn next_free(&self) -> &AtomicU32 {
             &self.0
+        }
+        fn is_empty(&self) -> bool {
+            self.1.load(Ordering::Relaxed) == 0
         }
     }
 
@@ -212,6 +232,16 @@ mod tests {
         assert_eq!(table.take(&crate::SYSTEM), Some(300));
         assert_eq!(core::ptr::from_ref(table.get(0).expect("taken")), first);
         assert!(table.get(301).is_none());
+    }
+
+    #[test]
+    fn a_record_with_something_in_it_is_never_taken_again() {
+        let table = Table::<Word>::new();
+        let index = table.take(&crate::SYSTEM).expect("memory");
+        table.get(index).expect("taken").1.store(1, Ordering::Relaxed);
+        table.put(index);
+        assert_eq!(table.take(&crate::SYSTEM), Some(index + 1));
+        assert_eq!(table.nr_kept(), 1);
     }
 
     #[test]

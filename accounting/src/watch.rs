@@ -130,6 +130,11 @@ impl Record for Watched {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
     }
+
+    fn is_empty(&self) -> bool {
+        // It is never given back: a slot's record serves all groups that use the slot.
+        true
+    }
 }
 
 // Relaxed: the window and what was seen are guarded by the stripe lock; a set of events that is

@@ -80,6 +80,10 @@ impl Record for Span {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
     }
+
+    fn is_empty(&self) -> bool {
+        !self.is_in_use()
+    }
 }
 
 impl Span {

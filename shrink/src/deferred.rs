@@ -41,6 +41,10 @@ impl Record for Owed {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
     }
+
+    fn is_empty(&self) -> bool {
+        self.objects.load(Ordering::Relaxed) == 0
+    }
 }
 
 /// All that is owed. A group's chain begins in its record.
@@ -67,7 +71,7 @@ impl Deferred {
         let Some((link, index, owed)) = self.find(chain, shrinker.slot) else { return 0 };
         link.store(owed.next.load(Ordering::Relaxed), Ordering::Relaxed);
         let is_its_own = owed.shrinker.load(Ordering::Relaxed) == shrinker.to_bits();
-        let objects = owed.objects.load(Ordering::Relaxed);
+        let objects = owed.objects.swap(0, Ordering::Relaxed);
         self.records.put(index);
         if is_its_own { objects } else { 0 }
     }
@@ -114,12 +118,18 @@ impl Deferred {
                     let more = if same { owed.objects.load(Ordering::Relaxed) } else { 0 };
                     let sum = above.objects.load(Ordering::Relaxed).saturating_add(more);
                     above.objects.store(sum.min(MOST_OBJECTS), Ordering::Relaxed);
-                    self.records.put(index);
+                    self.forget(index, owed);
                 }
-                None => self.records.put(index),
+                None => self.forget(index, owed),
             }
             index = next;
         }
+    }
+
+    /// Gives back a record that is in no chain any more.
+    fn forget(&self, index: u32, owed: &Owed) {
+        owed.objects.store(0, Ordering::Relaxed);
+        self.records.put(index);
     }
 
     /// The record of a slot in a chain, and the link that leads to it.

@@ -112,6 +112,11 @@ impl Record for GroupRecord {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
     }
+
+    fn is_empty(&self) -> bool {
+        // It is never given back: a slot's record serves all groups that use the slot.
+        true
+    }
 }
 
 // Relaxed throughout: each word is a fact of its own, and a stale one costs a drain or a look.

@@ -74,6 +74,10 @@ impl Record for Head {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
     }
+
+    fn is_empty(&self) -> bool {
+        !self.is_live() && self.len() == 0 && self.marks() == 0
+    }
 }
 
 impl Head {

@@ -126,6 +126,8 @@ impl Lists {
             }
         }
         assert_eq!(nr_heads, shape.nr_heads, "live heads are counted");
+        let nr_kept = self.heads.nr_kept() + self.lrus.nr_kept();
+        assert_eq!(nr_kept, 0, "what is given back is empty");
     }
 
     /// Heads that are not free: live ones, roots' included, and those that forward. For tests

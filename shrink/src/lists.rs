@@ -87,6 +87,10 @@ impl Record for Lru {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
     }
+
+    fn is_empty(&self) -> bool {
+        self.first.load(Ordering::Relaxed) == NONE
+    }
 }
 
 /// The heads of the groups that use one slot, one after the other.
@@ -109,6 +113,10 @@ impl Record for Slot {
 
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.load(Ordering::Relaxed) == NONE
     }
 }
 
@@ -224,35 +232,34 @@ impl Lists {
         }
     }
 
-    /// Ends a list that is empty and that nobody uses any more.
-    ///
-    /// # Panics
-    ///
-    /// Panics in debug builds if there are nodes in it.
-    pub fn destroy(&self, list: ListLru) {
+    /// Ends a list that is empty and that nobody uses any more. `false`: it is not empty, or
+    /// something leads to it still. Then it is nobody's: neither it nor its heads will ever be
+    /// another list's, whose nodes may be of another type.
+    pub fn destroy(&self, list: ListLru) -> bool {
         let mut shape = lock(&self.shape);
-        let Some(lru) = self.lrus.get(list.id) else {
-            return;
+        let (Some(lru), Some(root)) = (self.lrus.get(list.id), self.heads.get(list.root)) else {
+            return false;
         };
         let mut at = lru.first.load(Ordering::Relaxed);
         while let Some(head) = self.heads.get(at) {
             let next = head.chains.next.load(Ordering::Relaxed);
-            self.withdraw(at, head);
-            shape.nr_heads -= 1;
-            self.free(at, head);
+            let guard = head.lock();
+            if guard.is_empty() && head.marks() == 0 {
+                self.withdraw(at, head);
+                shape.nr_heads -= 1;
+                list_head::free(&self.heads, at, head);
+            }
             at = next;
         }
-        if let Some(head) = self.heads.get(list.root) {
-            self.free(list.root, head);
+        let guard = root.lock();
+        let is_empty =
+            lru.first.load(Ordering::Relaxed) == NONE && guard.is_empty() && root.marks() == 0;
+        if is_empty {
+            list_head::free(&self.heads, list.root, root);
+            shape.nr_lists -= 1;
+            self.lrus.put(list.id);
         }
-        shape.nr_lists -= 1;
-        self.lrus.put(list.id);
-    }
-
-    fn free(&self, index: u32, head: &Head) {
-        let guard = head.lock();
-        debug_assert!(guard.is_empty(), "a list that is destroyed is empty");
-        list_head::free(&self.heads, index, head);
+        is_empty
     }
 
     /// How many lists there are.

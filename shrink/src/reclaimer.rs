@@ -136,6 +136,10 @@ impl Record for Reclaimer {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
     }
+
+    fn is_empty(&self) -> bool {
+        self.thread() == 0 && self.open_request().is_none() && self.call_number().is_none()
+    }
 }
 
 fn as_ptr(request: Option<&'static Request>) -> *mut Request {

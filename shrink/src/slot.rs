@@ -111,6 +111,11 @@ impl Record for Slot {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
     }
+
+    fn is_empty(&self) -> bool {
+        // Relaxed: the word is 0 only after the data was taken out, by whoever gives the slot back.
+        self.word.load(Ordering::Relaxed) == 0
+    }
 }
 
 const WORKER: u32 = 1;

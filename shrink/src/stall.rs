@@ -101,6 +101,10 @@ impl Record for Stalls {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
     }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.state).stalled == 0
+    }
 }
 
 impl Stalls {

@@ -121,6 +121,10 @@ impl Record for Walk {
     fn next_free(&self) -> &AtomicU32 {
         &self.next_free
     }
+
+    fn is_empty(&self) -> bool {
+        !self.is_used()
+    }
 }
 
 // Relaxed throughout: everything here is under the lock.

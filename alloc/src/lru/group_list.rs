@@ -109,6 +109,7 @@ impl Drop for GroupList {
     fn drop(&mut self) {
         // SAFETY: the list is not used again: this is its drop.
         let list = unsafe { ManuallyDrop::take(&mut self.list) };
-        ENGINE.lists().destroy(list);
+        let is_empty = ENGINE.lists().destroy(list);
+        debug_assert!(is_empty, "a list that goes is empty");
     }
 }

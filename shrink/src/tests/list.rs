@@ -117,7 +117,7 @@ fn a_node_joins_the_part_of_its_tags_group_and_the_first_is_told() {
     assert_eq!(world.add(&list, &nodes[0], tag_a), Some(a), "it was empty again");
     assert_eq!(world.empty(&list, a), [0]);
     world.lists.check();
-    world.lists.destroy(list);
+    assert!(world.lists.destroy(list));
     assert_eq!((world.lists.nr_records(), world.lists.nr_heads()), (0, 0));
 }
 
@@ -131,7 +131,34 @@ fn a_node_of_one_list_is_none_of_anothers() {
     // SAFETY: the node is borrowed.
     assert!(!unsafe { world.lists.touch(&lists[1], node.links()) });
     assert!(world.remove(&lists[0], &node));
-    lists.into_iter().for_each(|list| world.lists.destroy(list));
+    assert!(lists.into_iter().all(|list| world.lists.destroy(list)));
+}
+
+/// What is not empty is nobody's from then on, in every build: its nodes may be of another type than
+/// the next list's.
+#[test]
+fn a_list_that_ends_with_nodes_in_it_is_never_anothers() {
+    let world = World::new();
+    let (a, tag_a) = world.group(GroupRef::ROOT, "a");
+    let nodes: Vec<_> = (0..2).map(Node::new).collect();
+    for (node, tag) in nodes.iter().zip([tag_a, Tag::NOBODY]) {
+        let list = world.lists.create(0).expect("memory");
+        world.add(&list, node, tag);
+        assert!(!world.lists.destroy(list));
+        world.lists.check();
+        for _ in 0..3 {
+            let next = world.lists.create(0).expect("memory");
+            let parts = [a, GroupRef::ROOT].map(|group| world.lists.count(&next, group));
+            assert_eq!(parts, [0, 0]);
+            let late = Node::new(2);
+            assert_eq!(world.add(&next, &late, tag_a), Some(a), "its part is its own");
+            assert!(world.remove(&next, &late) && !world.remove(&next, node));
+            assert!(world.lists.destroy(next));
+        }
+    }
+    // Its nodes move up as before.
+    world.offline(a);
+    world.lists.check();
 }
 
 #[test]
@@ -166,7 +193,7 @@ fn a_walk_does_what_its_visitor_says() {
     assert_eq!(numbers(&mut isolated), [0]);
     world.lists.check();
     assert_eq!(world.empty(&list, GroupRef::ROOT), [4, 2, 1, 3], "from the hand on, and around");
-    world.lists.destroy(list);
+    assert!(world.lists.destroy(list));
 }
 
 #[test]
@@ -182,7 +209,7 @@ fn a_walk_that_unwinds_leaves_the_list_as_it_was() {
     assert!(caught.is_err());
     world.lists.check();
     assert_eq!(world.empty(&list, GroupRef::ROOT), [0]);
-    world.lists.destroy(list);
+    assert!(world.lists.destroy(list));
 }
 
 #[test]
@@ -211,7 +238,7 @@ fn nodes_of_a_group_that_goes_are_the_parents() {
     all.sort_unstable();
     assert_eq!(all, [0, 1, 2, 3, 4, 5]);
     assert_eq!(world.lists.nr_records(), 1, "heads that nothing leads to are free");
-    world.lists.destroy(list);
+    assert!(world.lists.destroy(list));
 }
 
 #[test]
@@ -228,7 +255,7 @@ fn a_parent_without_a_part_gets_the_childs() {
     assert_eq!(world.lists.nr_records(), 2, "no head forwards");
     assert_eq!(world.empty(&list, top), [0, 1]);
     assert_eq!(world.offline(top), [], "of an empty list nothing moved");
-    world.lists.destroy(list);
+    assert!(world.lists.destroy(list));
 }
 
 #[test]
@@ -255,7 +282,7 @@ fn groups_come_and_go_and_records_are_used_again() {
     assert_eq!(world.lists.nr_records(), 2);
     assert!(world.remove(&list, &survivor));
     assert_eq!(world.lists.nr_records(), 1);
-    world.lists.destroy(list);
+    assert!(world.lists.destroy(list));
 }
 
 #[test]
@@ -345,7 +372,7 @@ fn threads_add_remove_and_walk_while_groups_go() {
     assert_eq!(removed.load(Ordering::Relaxed), rounds / 100 * 100 * THREADS * 8);
     assert_eq!(world.lists.count(&list, top), 0);
     world.offline(top);
-    world.lists.destroy(list);
+    assert!(world.lists.destroy(list));
     assert_eq!(world.lists.nr_records(), 0);
 }
 
@@ -453,7 +480,7 @@ proptest! {
         let nr = world.lists.take_any(&list, usize::MAX, &mut isolated);
         prop_assert_eq!(nr, parts.iter().map(VecDeque::len).sum::<usize>());
         while isolated.take().is_some() {}
-        world.lists.destroy(list);
+        assert!(world.lists.destroy(list));
         prop_assert_eq!(world.lists.nr_records(), 0);
     }
 }
