@@ -535,7 +535,8 @@ impl fmt::Debug for Group {
     }
 }
 
-/// Keeps a group current on the thread that made it; see [`Group::enter`]. Not `Send`.
+/// Keeps a group current on the thread that made it; see [`Group::enter`]. Neither `Send` nor `Sync`;
+/// dropping it never panics, whatever runs at the safe point that it is.
 #[derive(Debug)]
 #[must_use = "the group is current while the guard lives"]
 pub struct Entered<'a> {
@@ -544,7 +545,7 @@ pub struct Entered<'a> {
     group: PhantomData<&'a Group>,
 }
 
-/// The same, holding the handle; see [`Group::enter_owned`].
+/// The same, holding the handle; see [`Group::enter_owned`]. Neither `Send` nor `Sync`.
 #[derive(Debug)]
 #[must_use = "the group is current while the guard lives"]
 pub struct EnteredOwned {

@@ -56,7 +56,8 @@ impl<F: Future> FutureExt for F {}
 
 /// A future that runs in a group. See [`FutureExt::in_group`].
 ///
-/// The group stays online while this lives.
+/// The group stays online while this lives. It is `Send`, `Sync` and `Unpin` where the future is. What
+/// the future's poll or drop panics with goes to the caller, outside the group again.
 ///
 /// # Invariants
 ///
@@ -118,6 +119,9 @@ impl<F> Drop for InGroup<F> {
 }
 
 /// A future that ends when its group is over its limit. See [`InGroup::until_over_limit`].
+///
+/// It is `Send`, `Sync` and `Unpin` where the future is. Over the limit the future is dropped inside
+/// the poll, and what that panics with goes to whoever polled; it is dropped once.
 ///
 /// # Invariants
 ///

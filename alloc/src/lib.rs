@@ -72,6 +72,8 @@ mod slow;
 mod span;
 mod stat;
 mod trigger;
+#[cfg(doctest)]
+mod types;
 mod vector;
 mod verify;
 mod watch;

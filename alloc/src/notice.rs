@@ -31,7 +31,7 @@ use std::time::Duration;
 use memcg_accounting::sync::{AtomicBool, AtomicU32, AtomicU64, Lock, Ordering, lock};
 use memcg_accounting::{EventKind, EventSet, GroupRef, NoWatch, Root, Seen, Window, now_us};
 
-use crate::guarded::wake_all;
+use crate::guarded::{drop_all, wake_all};
 use crate::process::{ENGINE, TREE};
 use crate::reclaim_task;
 use crate::scope;
@@ -141,6 +141,12 @@ impl State {
             Threshold::Event(kind) => EventSet::NONE.with(kind),
             _ => EventSet::NONE,
         }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        drop_all(&self.wakers);
     }
 }
 

@@ -217,6 +217,9 @@ impl<T> Drop for Place<T> {
 
 /// An object of an [`ObjectCache`]: like a [`Box`], counted by the cache.
 ///
+/// It is `Send` and `Sync` where `T` is, and may outlive the cache. What the object's drop panics with
+/// goes to the caller; its place is freed all the same.
+///
 /// # Invariants
 ///
 /// - `object` is initialised, came from [`ObjectCache::alloc_with`], and is this one's alone.

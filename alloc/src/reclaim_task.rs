@@ -27,7 +27,7 @@ use memcg_shrink::{Errand, ErrandEnd, futex_wait, futex_wake};
 
 use crate::error::Error;
 use crate::group::{self, Group};
-use crate::guarded::wake_all;
+use crate::guarded::{drop_all, wake_all};
 use crate::process::ENGINE;
 use crate::scope;
 
@@ -95,6 +95,12 @@ impl Task {
         });
         *lock(&self.errand) = errand;
         end
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        drop_all(&self.wakers);
     }
 }
 

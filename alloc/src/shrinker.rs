@@ -39,7 +39,7 @@ pub enum Scan {
     Stop,
 }
 
-/// A call of a shrinker: for whom, how much, why.
+/// A call of a shrinker: for whom, how much, why. It does not outlive the call.
 ///
 /// Source: `struct shrink_control` in the kernel's `include/linux/shrinker.h`.
 pub struct ShrinkControl<'a> {
@@ -257,7 +257,7 @@ impl ShrinkerBuilder {
 ///
 /// Dropping waits for a call in flight, but not from within its own call. For a shrinker of the
 /// worker it waits a second at most: then the call keeps the [`Arc`] until it returns, and is
-/// reported.
+/// reported. What the shrinker's own drop panics with is caught.
 #[derive(Debug)]
 #[must_use = "dropping it unregisters the shrinker"]
 pub struct Registration {

@@ -45,7 +45,8 @@ pub enum Threshold {
 /// When the group goes offline there is news for good ([`is_closed`](Watch::is_closed)). Dropping
 /// it ends it. It holds no handle of the group.
 ///
-/// All ways of waiting take the same news: of two that wait on one value, one gets it.
+/// All ways of waiting take the same news: of two that wait on one value, one gets it. `Send` and
+/// `Sync`. What wakers panic with as they are woken or dropped is caught.
 pub struct Watch {
     state: Arc<State>,
 }

@@ -11,7 +11,6 @@
 //!
 //! Source: Zhang et al., "SIEVE is Simpler than LRU" (NSDI 2024).
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +23,7 @@ use memcg_shrink::{
 
 use super::node::{Node, NodeRef};
 use super::shared::{CLEAR_BATCH, Shared};
+use crate::guarded::Thrown;
 use crate::process::ENGINE;
 
 /// Entries that one call of the shrinker evicts, at most: little, so that not more goes than
@@ -55,7 +55,10 @@ impl<K, V> Shared<K, V> {
             left -= usize::from(taken);
             if taken { LruStatus::Removed } else { LruStatus::Skip }
         });
-        drop_all::<K, V>(&mut isolated);
+        let mut thrown = Thrown::default();
+        drop_all::<K, V>(&mut isolated, &mut thrown);
+        // Whoever needs the room has nothing to do with it.
+        thrown.end();
         walked
     }
 
@@ -74,8 +77,9 @@ impl<K, V> Shared<K, V> {
         true
     }
 
-    /// Takes out every entry that is charged to exactly `group`.
-    pub(super) fn clear_in(&self, group: GroupRef) {
+    /// Takes out every entry that is charged to exactly `group`; `thrown` has what their drops
+    /// throw.
+    pub(super) fn clear_in(&self, group: GroupRef, thrown: &mut Thrown) {
         let mut left = self.list.count(group);
         while left > 0 {
             let mut isolated = Isolated::new();
@@ -94,7 +98,7 @@ impl<K, V> Shared<K, V> {
                     LruStatus::Skip
                 }
             });
-            drop_all::<K, V>(&mut isolated);
+            drop_all::<K, V>(&mut isolated, thrown);
             if walked.shown == 0 {
                 return;
             }
@@ -120,25 +124,15 @@ impl<K, V> Shared<K, V> {
     }
 }
 
-/// Drops what was taken out, under no lock. What unwinds out of a drop ends here: the one who
-/// needs the room has nothing to do with it.
-fn drop_all<K, V>(isolated: &mut Isolated) {
-    while let Some(links) = isolated.take() {
-        // SAFETY: `try_take` left a count of each entry that was removed, which is taken back
-        // once: a node is isolated once.
-        let entry = unsafe { entry_of::<K, V>(links) };
-        quietly(|| drop(entry));
-    }
-}
-
-/// Runs `f`; answers whether it ended without a panic, of which nothing is left.
-pub(super) fn quietly(f: impl FnOnce()) -> bool {
-    let Err(thrown) = catch_unwind(AssertUnwindSafe(f)) else { return true };
-    // What was thrown may throw as it is dropped; that is kept for good.
-    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(thrown))) {
-        std::mem::forget(again);
-    }
-    false
+/// Drops what was taken out, under no lock: all of it, whatever the drops of some throw.
+fn drop_all<K, V>(isolated: &mut Isolated, thrown: &mut Thrown) {
+    while !thrown.catch(|| {
+        while let Some(links) = isolated.take() {
+            // SAFETY: `try_take` left a count of each entry that was removed, which is taken back
+            // once: a node is isolated once.
+            drop(unsafe { entry_of::<K, V>(links) });
+        }
+    }) {}
 }
 
 /// # Safety

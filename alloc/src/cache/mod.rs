@@ -28,6 +28,7 @@ pub use stat::CacheStat;
 pub(crate) use self::fork::{after_fork, lock_all, unlock_all};
 use self::shared::Shared;
 use crate::group::Group;
+use crate::guarded::Thrown;
 use crate::plain_drop::PlainDrop;
 use crate::process::ENGINE;
 use crate::scope::unaccounted;
@@ -50,7 +51,10 @@ use crate::scope::unaccounted;
 ///
 /// All methods may be called from any thread. Lookups share a lock for a few instructions, and
 /// changes have it alone; no code of `K` or `V` ([`Hash`], [`Eq`], [`Clone`], [`Drop`]) runs
-/// under it, so that may use the cache, and may panic: nothing is left half done.
+/// under it, so that may use the cache, and may panic: nothing is left half done. What panics while
+/// entries are evicted is caught.
+///
+/// It is `Send` and `Sync`, as keys and values are, and invariant in both.
 ///
 /// # Examples
 ///
@@ -218,14 +222,26 @@ where
     // ---- clearing -----------------------------------------------------------------------
 
     /// Removes every entry that is there when it is called, and frees the tables. `O(entries)`.
+    ///
+    /// # Panics
+    ///
+    /// With the first of what drops of entries panic with, after all are dropped.
     pub fn clear(&self) {
-        self.shared.clear();
+        let mut thrown = Thrown::default();
+        self.shared.clear(&mut thrown);
+        thrown.go_on();
     }
 
     /// Removes every entry that is charged to exactly `group` when it is called.
     /// `O(entries of the group)`.
+    ///
+    /// # Panics
+    ///
+    /// As [`clear`](Cache::clear).
     pub fn clear_in(&self, group: &Group) {
-        self.shared.clear_in(group.as_ref());
+        let mut thrown = Thrown::default();
+        self.shared.clear_in(group.as_ref(), &mut thrown);
+        thrown.go_on();
     }
 
     /// Tests the cache's invariants. `O(entries)`.
@@ -244,10 +260,12 @@ where
     K: Hash + Eq + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Waits for an eviction in flight, and drops all entries.
+    /// Waits for an eviction in flight, a second at most, and drops all entries: as
+    /// [`clear`](Cache::clear) where drops panic.
     fn drop(&mut self) {
         if let Some(shrinker) = self.shrinker {
             ENGINE.unregister(shrinker);
         }
+        self.clear();
     }
 }

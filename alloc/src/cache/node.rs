@@ -217,6 +217,10 @@ impl<K, V> Drop for NodeRef<K, V> {
         fence(Ordering::Acquire);
         debug_assert!(!self.is_in_table(), "the table holds a count");
         debug_assert!(!self.links.is_linked(), "an entry leaves the list before it goes");
+        if self.is_in_table() || self.links.is_linked() {
+            // Something leads here still: then the entry is kept for good.
+            return;
+        }
         let _free = Free { node: self.node };
         // SAFETY: this was the last reference, so the node is ours, and dropped once. Value and
         // key are dropped as a struct's fields are: one that unwinds does not keep the other.

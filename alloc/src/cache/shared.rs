@@ -30,13 +30,13 @@ use std::sync::OnceLock;
 use memcg_accounting::GroupRef;
 use memcg_accounting::sync::{AtomicU64, AtomicUsize, Ordering};
 
-use super::evict::quietly;
 use super::fork;
 use super::node::NodeRef;
 use super::shard::{Batch, Shard};
 use super::table::{Buckets, Range};
 use super::turn::{Conflict, Marker, Turn};
 use crate::error::OverLimit;
+use crate::guarded::Thrown;
 use crate::lru::group_list::GroupList;
 use crate::scope::{fallible, unaccounted};
 
@@ -364,14 +364,15 @@ impl<K, V> Shared<K, V> {
 
     // ---- clearing -----------------------------------------------------------------------
 
-    /// Takes out every entry that was there at the beginning, and frees the tables.
-    pub(super) fn clear(&self) {
+    /// Takes out every entry that was there at the beginning, and frees the tables; `thrown` has
+    /// what the entries' drops throw.
+    pub(super) fn clear(&self, thrown: &mut Thrown) {
         for shard in self.shards() {
-            self.clear_shard(shard);
+            self.clear_shard(shard, thrown);
         }
     }
 
-    fn clear_shard(&self, shard: &Shard<K, V>) {
+    fn clear_shard(&self, shard: &Shard<K, V>, thrown: &mut Thrown) {
         let Some(index) = self.shards().iter().position(|other| std::ptr::eq(other, shard)) else {
             return;
         };
@@ -390,10 +391,11 @@ impl<K, V> Shared<K, V> {
             drop(state);
             drop(buckets);
             self.resize(shard, wanted);
-            // All leave the list before any is dropped, for a drop may unwind.
+            // All leave the list before any is dropped.
             taken.iter().for_each(|entry| self.leave_list(entry));
-            batch.clear();
-            taken.clear();
+            for entries in [&mut batch, &mut taken] {
+                while !thrown.catch(|| while entries.pop().is_some() {}) {}
+            }
             hash = match range {
                 Range::Next(None) => return,
                 Range::Next(Some(next)) => next,
@@ -447,8 +449,11 @@ impl<K, V> Shared<K, V> {
 impl<K, V> Drop for Shared<K, V> {
     fn drop(&mut self) {
         fork::leave(self);
-        // One entry whose drop unwinds does not keep the others from theirs.
-        while !quietly(|| self.clear()) {}
+        // What is left when the cache was dropped in the middle of an eviction. Whoever has the last
+        // count has nothing to do with what is thrown.
+        let mut thrown = Thrown::default();
+        self.clear(&mut thrown);
+        thrown.end();
         if let Some(shards) = self.shards.get_mut() {
             for shard in shards {
                 debug_assert_eq!(shard.get_mut().table.len(), 0, "everything was cleared");

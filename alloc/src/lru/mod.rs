@@ -13,6 +13,8 @@ mod node;
 
 use std::fmt;
 
+use std::marker::PhantomData;
+
 use memcg_shrink::{Isolated, Wait};
 
 pub use memcg_shrink::LruStatus;
@@ -20,6 +22,7 @@ pub use node::LruNode;
 
 use self::group_list::GroupList;
 use crate::group::Group;
+use crate::guarded::Thrown;
 use crate::shrinker::Registration;
 
 /// Nodes that one step of a walk holds on to at most, between two times that it takes the lock.
@@ -35,6 +38,10 @@ const STEP: usize = 1;
 /// A [node](LruNode) is allocated by whoever makes it; adding it to a list, removing it and
 /// touching it allocate nothing. All methods may be called from any thread; they take one short
 /// lock, that of the part, and run no code of `T` under it.
+///
+/// It is `Send` and `Sync` where `T` is both, and invariant in `T`. Dropping it drops its count of
+/// every node; if the drops of some values panic, all others are dropped all the same, and the
+/// first panic goes on.
 ///
 /// # Examples
 ///
@@ -60,7 +67,10 @@ const STEP: usize = 1;
 /// Source: `struct list_lru` in the kernel's `mm/list_lru.c`.
 pub struct Lru<T> {
     list: GroupList,
-    nodes: std::marker::PhantomData<LruNode<T>>,
+    nodes: PhantomData<LruNode<T>>,
+    /// Nodes go in by a shared reference and come out again, so a list of one type must not be
+    /// taken for one of a shorter-lived: invariant in `T`.
+    takes_and_gives: PhantomData<fn(T) -> T>,
 }
 
 impl<T> fmt::Debug for Lru<T> {
@@ -83,7 +93,7 @@ impl<T: Send + Sync> Lru<T> {
     /// Aborts, as `Box::new` does, where the system has no memory for the list's record.
     #[must_use]
     pub fn new() -> Self {
-        Self { list: GroupList::new(), nodes: std::marker::PhantomData }
+        Self { list: GroupList::new(), nodes: PhantomData, takes_and_gives: PhantomData }
     }
 
     /// Makes `shrinker` the one that serves the list: from now on a group whose part becomes
@@ -221,13 +231,18 @@ impl<T: Send + Sync> Lru<T> {
 }
 
 impl<T> Drop for Lru<T> {
+    /// Drops the list's count of every node, whatever the drops of some throw: the first panic
+    /// goes on after the last node.
     fn drop(&mut self) {
-        let mut isolated = Isolated::new();
-        while self.list.take_any(&mut isolated) {
-            while let Some(links) = isolated.take() {
+        let (mut isolated, mut thrown) = (Isolated::new(), Thrown::default());
+        let mut drop_nodes = || {
+            while !isolated.is_empty() || self.list.take_any(&mut isolated) {
+                let Some(links) = isolated.take() else { continue };
                 // SAFETY: the list's count was leaked by `add`, and this thread removed the node.
                 drop(unsafe { LruNode::<T>::from_links(links) });
             }
-        }
+        };
+        while !thrown.catch(&mut drop_nodes) {}
+        thrown.go_on();
     }
 }

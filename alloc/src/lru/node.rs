@@ -21,6 +21,10 @@ struct Inner<T> {
 ///
 /// The memory is charged to the group that is current where the node is made, and that group's
 /// part of a list is where it is added.
+///
+/// As an [`Arc`] it is `Send` and `Sync` where `T` is both, and covariant in `T`. Whoever drops the
+/// last of its counts drops the value: a list may, in [`Lru::walk`](super::Lru::walk) or when it is
+/// dropped itself.
 pub struct LruNode<T> {
     inner: Arc<Inner<T>>,
 }
