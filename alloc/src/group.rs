@@ -337,7 +337,7 @@ impl Group {
     }
 
     /// Sets how long an allocation of this group waits for shrinkers that run on the worker:
-    /// `first`, renewed while bytes arrive, and `total` in all. Default: 50 ms and 200 ms.
+    /// `first` from when a worker is at it, renewed while bytes arrive, and `total` in all. Default: 50 ms and 200 ms.
     ///
     /// Durations count in milliseconds; more than 49 days count as that.
     pub fn set_deadline(&self, first: Duration, total: Duration) {

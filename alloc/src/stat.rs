@@ -60,8 +60,11 @@ pub struct SelfStat {
     /// Bytes that reclaiming threads allocated beyond their reserve of 1 MiB over a limit, since
     /// the start: charged to nobody, for a thread that reclaims is never refused.
     pub overshot: u64,
-    /// Threads that run shrinkers.
+    /// Threads that run shrinkers: one, and one more for each of `held_workers`.
     pub workers: u64,
+    /// Those of them that have been inside one call of the program's code for longer than 20 ms: a shrinker, a waker, a
+    /// hook. About 64 at most, of which 4 by wakers and hooks; each keeps its stack, some 20 KiB.
+    pub held_workers: u64,
 }
 
 impl Stat {
@@ -150,5 +153,6 @@ pub fn self_stat() -> SelfStat {
         cached: drain::cached_bytes(),
         overshot: engine.beyond_reserve,
         workers: u64::from(engine.workers),
+        held_workers: u64::from(engine.held),
     }
 }

@@ -13,10 +13,11 @@
 //! - Work is made visible before `signal` moves; a worker reads `signal` before it looks for
 //!   work. So either it finds the work, or its sleep ends at once.
 
+use crate::held::MOST_HELD;
 use crate::sync::{AtomicBool, AtomicU32, Ordering, fence, futex_wait, futex_wake};
 
-/// Workers there can be at once: each beyond the first stands for one that is stuck or slow.
-pub const MAX_WORKERS: u32 = 16;
+/// Workers there can be at once: each beyond the first stands for one that is [held](crate::MOST_HELD).
+pub const MAX_WORKERS: u32 = MOST_HELD + 1;
 
 /// The crew of one engine.
 #[derive(Debug)]

@@ -88,6 +88,9 @@ pub struct EngineStat {
     pub metadata_bytes: usize,
     /// Threads that run shrinkers for others, idle ones too.
     pub workers: u32,
+    /// Those of them that are inside one call for longer than they should be: at most
+    /// [`MOST_HELD`](crate::MOST_HELD).
+    pub held: u32,
 }
 
 impl Engine {
@@ -317,6 +320,7 @@ impl Engine {
                 + self.stalls.mapped_bytes()
                 + self.lists.metadata_bytes(),
             workers: self.crew.nr_workers(),
+            held: self.nr_held(),
         }
     }
 

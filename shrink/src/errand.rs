@@ -27,7 +27,7 @@ const SLICE: u64 = 4 << 20;
 const BUSY_TURNS: u32 = 16;
 /// What a worker's record says while it runs the program's code that is no shrinker: a slot that
 /// no shrinker has.
-const NO_SHRINKER: u32 = u32::MAX - 1;
+pub(crate) const NO_SHRINKER: u32 = u32::MAX - 1;
 
 /// Reclaim that goes on turn by turn.
 #[derive(Debug)]
@@ -130,8 +130,8 @@ impl Errands {
     }
 
     #[inline]
-    pub(crate) fn is_something(&self) -> bool {
-        self.has_news() || self.nr_tasks.load(Ordering::Relaxed) != 0
+    pub(crate) fn has_tasks(&self) -> bool {
+        self.nr_tasks.load(Ordering::Relaxed) != 0
     }
 }
 
@@ -161,10 +161,16 @@ impl Engine {
         self.errands.nr_tasks.store(0, Ordering::Relaxed);
     }
 
+    /// Whether there is something that a worker may deliver.
+    #[inline]
+    pub(crate) fn has_deliverable(&self) -> bool {
+        self.errands.has_news() && self.may_run_errands()
+    }
+
     /// Has the host deliver, if there is something. A delivery that does not end is a call that
-    /// does not: another worker takes this one's place.
+    /// does not: another worker takes this one's place, while [few](crate::held) are so.
     pub(crate) fn deliver(&self, me: &Reclaimer) {
-        if !self.errands.has_news() {
+        if !self.has_deliverable() {
             return;
         }
         // AcqRel: what was put in place before the ring is seen, and what is rung for after this

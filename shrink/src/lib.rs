@@ -14,6 +14,7 @@
 //!   pass       asks them all, from a touch to everything, group by group
 //!   lists      objects per group, found by their tags; they move up when a group goes
 //!   crew       the workers and their keeper      offline   the end of a group, in order
+//!   held       how many workers calls that do not end may hold
 //!   stall      how long threads waited           refusal   what is told of a refusal
 //! ```
 //!
@@ -43,6 +44,7 @@ mod deferred;
 mod engine;
 mod errand;
 mod groups;
+mod held;
 mod host;
 mod list;
 mod list_head;
@@ -76,6 +78,7 @@ pub use charge::{PANIC_ALLOWANCE, RECLAIM_RESERVE};
 pub use crew::MAX_WORKERS;
 pub use engine::{Engine, EngineStat};
 pub use errand::{Errand, ErrandEnd};
+pub use held::{MOST_HELD, MOST_UNPROVEN};
 pub use host::{Caller, Host, Report};
 pub use list::{Isolated, Links};
 pub use list_walk::{LruStatus, Wait, Walked};

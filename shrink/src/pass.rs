@@ -347,6 +347,10 @@ impl Engine {
         index: u32,
         slot: &Slot,
     ) -> Result<Call<'c>, Said> {
+        if !self.may_call(run.me, index, slot) {
+            run.seen.answer.busy = true;
+            return Err(Said::Something);
+        }
         match slot.begin() {
             Begun::Gone => return Err(Said::Empty),
             Begun::Busy => {
@@ -468,6 +472,7 @@ impl Engine {
             // SAFETY: as in `count`.
             let said = unsafe { (call.raw.scan)(call.raw.data, &mut control) };
             run.seen.scanned = true;
+            slot.note_scanned();
             match said {
                 RawScan::Freed(_) => {}
                 RawScan::Stop => {

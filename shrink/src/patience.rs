@@ -3,7 +3,7 @@
 /// The time that reclaim may take on behalf of one allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline {
-    /// Without a byte coming back, it is over after this long. Milliseconds.
+    /// Without a byte coming back, it is over this long after a worker is at it. Milliseconds.
     pub first_ms: u32,
     /// It is over after this long in any case. Milliseconds.
     pub total_ms: u32,
@@ -57,6 +57,11 @@ impl Patience {
         Self { deadline, began: now_ms, renewed: now_ms, freed: 0 }
     }
 
+    /// The first deadline begins anew: nobody is at it yet.
+    pub(crate) fn renew(&mut self, now_ms: u32) {
+        self.renewed = now_ms;
+    }
+
     /// Milliseconds that are left when `freed` bytes have come back by now: more than were there
     /// before begin the first deadline anew.
     pub(crate) fn left(&mut self, now_ms: u32, freed: u64) -> u32 {
@@ -73,6 +78,12 @@ impl Patience {
     /// waited for.
     pub(crate) fn is_young(&self, age_ms: u32) -> bool {
         age_ms < self.deadline.first_ms
+    }
+
+    /// Whether a call that has gone on for `age_ms` is worth waiting for alone: beyond half of the first deadline
+    /// others are asked, while there is time for them.
+    pub(crate) fn is_worth(&self, age_ms: u32) -> bool {
+        age_ms < self.deadline.first_ms / 2
     }
 
     pub(crate) fn is_over(&mut self, now_ms: u32, freed: u64) -> bool {

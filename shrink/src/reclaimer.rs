@@ -97,6 +97,8 @@ pub(crate) struct Reclaimer {
     is_named: AtomicU32,
     // What it asks.
     pub(crate) state: AtomicU32,
+    /// The record of the worker that took it last; `NONE`: none has yet.
+    server: AtomicU32,
     asks_for: AtomicPtr<Request>,
     target: AtomicU64,
     goal: AtomicU64,
@@ -121,6 +123,7 @@ impl Record for Reclaimer {
             is_worker: zero(),
             is_named: zero(),
             state: zero(),
+            server: AtomicU32::new(NONE),
             asks_for: AtomicPtr::new(core::ptr::null_mut()),
             target: AtomicU64::new(0),
             goal: AtomicU64::new(0),
@@ -226,6 +229,7 @@ impl Reclaimer {
     /// Asks the worker on behalf of `request`, which is open.
     pub(crate) fn post(&self, request: &'static Request, ask: Ask) {
         self.asks_for.store(as_ptr(Some(request)), Ordering::Relaxed);
+        self.server.store(NONE, Ordering::Relaxed);
         self.write(ask);
         // Release pairs with the Acquire in `take`.
         self.state.store(POSTED, Ordering::Release);
@@ -267,6 +271,13 @@ impl Reclaimer {
         Some(Answer::from_bits(self.answer.load(Ordering::Relaxed)))
     }
 
+    /// The record of the worker that took it last; `None`: none has. Relaxed: a waiter acts on how long that worker
+    /// has been in a call, and any answer is safe.
+    pub(crate) fn server(&self) -> Option<u32> {
+        let server = self.server.load(Ordering::Relaxed);
+        (server != NONE).then_some(server)
+    }
+
     /// Takes back what was asked. `false`: a worker is at it, or done.
     pub(crate) fn withdraw(&self) -> bool {
         self.step(POSTED, IDLE)
@@ -288,11 +299,12 @@ impl Reclaimer {
         self.state.load(Ordering::Relaxed) == POSTED
     }
 
-    /// Takes what is asked.
-    pub(crate) fn take(&self) -> Option<(&'static Request, Ask)> {
+    /// The worker whose record is `worker` takes what is asked.
+    pub(crate) fn take(&self, worker: u32) -> Option<(&'static Request, Ask)> {
         if !self.is_posted() || !self.step(POSTED, TAKEN) {
             return None;
         }
+        self.server.store(worker, Ordering::Relaxed);
         let request = as_request(self.asks_for.load(Ordering::Relaxed))?;
         Some((request, self.read()))
     }

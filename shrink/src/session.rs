@@ -3,6 +3,7 @@
 use memcg_accounting::{Charged, GroupRef, OverLimit, Payer, Request, now_ms};
 
 use crate::Engine;
+use crate::held::HELD_AFTER_MS;
 use crate::pass::Run;
 use crate::patience::Patience;
 use crate::raw::{Cause, Place};
@@ -14,6 +15,9 @@ use crate::sync::{Ordering, futex_wait, thread_id};
 /// A waiter looks at least this often whether bytes arrived, so that a deadline is renewed from
 /// about when they did.
 const LOOK_MS: u32 = 10;
+
+/// What is known of an answer that was not waited for.
+const UNKNOWN: Answer = Answer { candidates: true, busy: true, low: false, unsure: false };
 
 /// What one phase of a round asks for.
 #[derive(Clone, Copy, Debug)]
@@ -178,13 +182,22 @@ impl<'e> Session<'e> {
         let (priority, last) = phase.priorities;
         let Phase { target, goal, breaks_low, causes: (_, cause), .. } = *phase;
         let ask = Ask { target, cause, goal, priority, last, breaks_low };
-        engine.reclaimers.posting();
-        me.post(self.request, ask);
-        engine.crew.wake();
+        self.post(me, ask);
+        let mut me = me;
         loop {
             let seen = me.state.load(Ordering::Acquire);
             if let Some(answer) = me.collect() {
                 return answer;
+            }
+            if me.server().is_none() {
+                // The others are at what does not end, and another worker is on its way.
+                patience.renew(now_ms());
+            } else if self.is_held(me, patience) && self.leave_to_worker(me) {
+                // Another worker passes over what holds this one.
+                let Some(other) = self.me() else { return UNKNOWN };
+                me = other;
+                self.post(me, ask);
+                continue;
             }
             let left = patience.left(now_ms(), self.request.freed());
             if left != 0 {
@@ -204,8 +217,21 @@ impl<'e> Session<'e> {
             self.gave_up += 1;
             // A shrinker that does not return is named, and its worker replaced.
             engine.crew.wake_keeper();
-            return Answer { candidates: true, busy: true, ..Answer::default() };
+            return UNKNOWN;
         }
+    }
+
+    fn post(&self, me: &Reclaimer, ask: Ask) {
+        self.engine.reclaimers.posting();
+        me.post(self.request, ask);
+        self.engine.crew.wake();
+    }
+
+    /// Whether the worker that took what was asked is inside a call that is not worth more of the time.
+    fn is_held(&self, me: &Reclaimer, patience: &Patience) -> bool {
+        let worker = me.server().and_then(|index| self.engine.reclaimers.get(index));
+        let call = worker.and_then(|worker| worker.call(now_ms()));
+        call.is_some_and(|(_, age)| age >= HELD_AFTER_MS && !patience.is_worth(age))
     }
 
     /// Leaves the record to the worker, and goes on with another; `false`: the worker is done.

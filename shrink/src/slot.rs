@@ -22,7 +22,7 @@ use memcg_accounting::table::{NONE, Record};
 
 use crate::marks::Bit;
 use crate::raw::{Place, RawShrinker};
-use crate::sync::{AtomicU32, Cell, Ordering, fence, futex_wait, futex_wake};
+use crate::sync::{AtomicBool, AtomicU32, Cell, Ordering, fence, futex_wait, futex_wake};
 
 /// The shrinker may be called.
 const LIVE: u32 = 1 << 31;
@@ -81,6 +81,8 @@ pub(crate) struct Slot {
     generation: AtomicU32,
     bit: AtomicU32,
     facts: AtomicU32,
+    /// A scan of it has returned.
+    has_scanned: AtomicBool,
     raw: Cell<Option<RawShrinker>>,
     next_free: AtomicU32,
     #[cfg(loom)]
@@ -101,6 +103,7 @@ impl Record for Slot {
             generation: AtomicU32::new(0),
             bit: AtomicU32::new(NONE),
             facts: AtomicU32::new(0),
+            has_scanned: AtomicBool::new(false),
             raw: Cell::new(None),
             next_free: AtomicU32::new(NONE),
             #[cfg(loom)]
@@ -160,6 +163,7 @@ impl Slot {
         let worker = if raw.place == Place::Worker { WORKER } else { 0 };
         let unaware = if raw.group_aware { 0 } else { UNAWARE };
         self.facts.store(worker | unaware, Ordering::Relaxed);
+        self.has_scanned.store(false, Ordering::Relaxed);
         // SAFETY: the word is 0 and the slot the caller's, so nobody reads `raw` (invariants).
         self.raw.write(|place| unsafe { *place = Some(raw) });
         // INVARIANT: `raw` is written before LIVE can be seen. Release pairs with the Acquire
@@ -303,6 +307,17 @@ impl Slot {
     pub(crate) fn place(&self) -> Place {
         let worker = self.facts.load(Ordering::Relaxed) & WORKER != 0;
         if worker { Place::Worker } else { Place::Direct }
+    }
+
+    /// Whether a scan of it has returned. Relaxed: a hint of who may be trusted with a worker.
+    pub(crate) fn has_scanned(&self) -> bool {
+        self.has_scanned.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_scanned(&self) {
+        if !self.has_scanned() {
+            self.has_scanned.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether it is asked only when the root reclaims.

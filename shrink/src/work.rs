@@ -3,6 +3,8 @@
 use memcg_accounting::now_ms;
 
 use crate::Engine;
+use crate::errand::NO_SHRINKER;
+use crate::held::HELD_AFTER_MS;
 use crate::host::Report;
 use crate::pass::Run;
 use crate::patience::{Deadline, Patience};
@@ -10,9 +12,6 @@ use crate::raw::Place;
 use crate::reclaimer::Reclaimer;
 use crate::sync::{Ordering, thread_id};
 
-/// A worker that has been inside one call for this long is replaced if work waits: well before
-/// the deadline of whoever waits.
-const REPLACE_AFTER_MS: u32 = 20;
 /// A shrinker that has been in one call for this long is named in a report.
 const STUCK_AFTER_MS: u32 = 50;
 /// The keeper looks this often while work waits and nobody is free.
@@ -39,7 +38,7 @@ impl Engine {
                 continue;
             }
             self.crew.busy();
-            self.serve(me);
+            self.serve((index, me));
             self.crew.idle();
             if self.crew.retire() {
                 break;
@@ -51,35 +50,35 @@ impl Engine {
     fn has_work(&self) -> bool {
         self.reclaimers.has_posted()
             || self.has_work_unposted()
-            || self.deferred.load(Ordering::Relaxed)
+            || (self.deferred.load(Ordering::Relaxed) && self.may_run_errands())
     }
 
     /// Whether there is work that nobody waits for inside an allocation.
     #[inline]
     pub(crate) fn has_work_unposted(&self) -> bool {
-        !self.queue.is_empty() || self.errands.is_something()
+        !self.queue.is_empty() || self.errands.has_tasks() || self.has_deliverable()
     }
 
     /// Serves all that waits.
-    fn serve(&self, me: &Reclaimer) {
+    fn serve(&self, (mine, me): (u32, &Reclaimer)) {
         let (mut next, mut turns) = (0, 0);
         loop {
-            self.clear_deferred();
+            self.clear_deferred_on(me);
             self.deliver(me);
-            if turns < TURNS && self.serve_waiter(me, &mut next) {
+            if turns < TURNS && self.serve_waiter((mine, me), &mut next) {
                 turns += 1;
                 continue;
             }
             turns = 0;
             let has_served = self.serve_background(me) | self.serve_task(me);
-            if !has_served && !self.reclaimers.has_posted() && !self.errands.has_news() {
+            if !has_served && !self.reclaimers.has_posted() && !self.has_deliverable() {
                 return;
             }
         }
     }
 
     /// Serves one waiter for a turn, from record `next` on; `false`: nobody waits.
-    fn serve_waiter(&self, me: &Reclaimer, next: &mut u32) -> bool {
+    fn serve_waiter(&self, me: (u32, &Reclaimer), next: &mut u32) -> bool {
         if !self.reclaimers.has_posted() {
             return false;
         }
@@ -96,8 +95,17 @@ impl Engine {
         false
     }
 
-    fn serve_ticket(&self, me: &Reclaimer, index: u32, ticket: &Reclaimer) -> bool {
-        let Some((request, mut ask)) = ticket.take() else { return false };
+    /// What was deferred ends code of the program's: a drop that does not end is a call that does not.
+    fn clear_deferred_on(&self, me: &Reclaimer) {
+        if self.deferred.load(Ordering::Relaxed) && self.may_run_errands() {
+            me.enter(NO_SHRINKER);
+            self.clear_deferred();
+            me.leave();
+        }
+    }
+
+    fn serve_ticket(&self, (mine, me): (u32, &Reclaimer), index: u32, ticket: &Reclaimer) -> bool {
+        let Some((request, mut ask)) = ticket.take(mine) else { return false };
         self.reclaimers.unposted();
         self.host().begin_eager(Some(request));
         // It is the waiter that loses patience: then it leaves, which ends the run.
@@ -221,7 +229,7 @@ impl Engine {
         let now = now_ms();
         let (mut nr_slow, mut unnamed) = (0, false);
         for (_, worker) in self.reclaimers.iter().filter(|(_, record)| record.is_worker()) {
-            let Some((slot, age)) = worker.call(now).filter(|(_, age)| *age >= REPLACE_AFTER_MS)
+            let Some((slot, age)) = worker.call(now).filter(|(_, age)| *age >= HELD_AFTER_MS)
             else {
                 continue;
             };

@@ -5,6 +5,8 @@ mod at_the_limit;
 #[cfg(not(loom))]
 mod errands;
 #[cfg(not(loom))]
+mod holding;
+#[cfg(not(loom))]
 mod hostile;
 #[cfg(not(loom))]
 mod keeping_room;

@@ -1,0 +1,78 @@
+//! Code of the program that never returns, on the workers: whoever it is not for is served all the same.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use memcg::{Cache, Count, Group, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
+use support::PATIENCE;
+
+#[global_allocator]
+static ALLOC: memcg::Memcg = memcg::Memcg::new();
+
+const MIB: u64 = 1 << 20;
+
+/// Waits for a lock that nobody gives back.
+struct Hangs;
+
+impl Shrinker for Hangs {
+    fn count(&self, _: &ShrinkControl<'_>) -> Count {
+        Count::Objects(100)
+    }
+    fn scan(&self, _: &mut ShrinkControl<'_>) -> Scan {
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// A tenant at its limit whose entries only a worker can evict.
+struct Served {
+    group: Group,
+    cache: Cache<u64, [u8; 1000]>,
+    next: u64,
+}
+
+impl Served {
+    fn new(name: &str) -> Self {
+        let group = Group::root().builder(name).max(MIB).build().expect("fresh");
+        // As long as a loaded machine may take to evict an entry; half of it for each call that holds a worker.
+        group.set_deadline(Duration::from_millis(500), PATIENCE);
+        let mut served = Served { group, cache: Cache::new("entries"), next: 0 };
+        served.insert(2000);
+        served
+    }
+
+    fn insert(&mut self, entries: u64) {
+        let Served { group, cache, next } = self;
+        for key in *next..*next + entries {
+            group.run(|| cache.insert(key, [0; 1000])).expect("its own entries give");
+        }
+        *next += entries;
+    }
+}
+
+#[test]
+fn many_shrinkers_that_hang_refuse_nobody_else() {
+    let mut good = Served::new("good");
+    let bad = Group::root().builder("bad").max(MIB).build().expect("fresh");
+    bad.set_deadline(Duration::from_millis(50), Duration::from_millis(100));
+    let hang = |_| {
+        let shrinker = ShrinkerBuilder::new("hangs").register(Arc::new(Hangs));
+        shrinker.mark(&bad);
+        shrinker
+    };
+    let hung: Vec<_> = (0..200).map(hang).collect();
+    let most = bad.run(|| vec![0_u8; 700 << 10]);
+    for _ in 0..6 {
+        let more = bad.run(|| Vec::<u8>::new().try_reserve_exact(700 << 10));
+        assert!(more.is_err());
+        good.insert(1000);
+    }
+    let stat = memcg::self_stat();
+    assert!((1..=8).contains(&stat.held_workers), "{stat:?}");
+    // They are asked for every group, and two of them hold a worker for each: what gave before is served beside them.
+    // They never return, so they are never unregistered.
+    std::mem::forget((hung, most));
+}
