@@ -18,6 +18,13 @@ use crate::{edge, large, record, slow};
 ///
 /// Nothing unwinds out of it, and no path of it calls the global allocator.
 ///
+/// # Settings of jemalloc
+///
+/// Those that the application gives it count: the symbol `_rjem_malloc_conf`, `/etc/_rjem_malloc.conf`, the
+/// environment's `_RJEM_MALLOC_CONF`. What none of them names is `dirty_decay_ms:1000,muzzy_decay_ms:0`, and, without a
+/// symbol of the application's, `tcache:false`: nothing here uses jemalloc's thread caches, and
+/// with them 5.3.1 does not survive a new thread where the system has no memory.
+///
 /// # Examples
 ///
 /// ```

@@ -65,8 +65,7 @@ pub(crate) fn begin(root: Root) -> bool {
             start_tracking();
         }
         BARRIER.register();
-        make_exit_key();
-        jemalloc::boot();
+        make_keys();
         ENGINE.set_host(&host::HOST);
         TREE.set_bell(&BELL);
         // jemalloc registered its handlers when it booted: ours run first before a fork, and
@@ -81,20 +80,56 @@ pub(crate) fn has_begun() -> bool {
     BEGUN.get() == Some(true)
 }
 
-/// Makes the key whose destructor takes a thread's caches back. It is made before jemalloc
-/// boots, so it runs first in each round of destructors.
-fn make_exit_key() {
-    let mut key: libc::pthread_key_t = 0;
-    // SAFETY: `key` is a valid place; the destructor is a function of this program.
-    if unsafe { libc::pthread_key_create(&raw mut key, Some(record::on_thread_exit)) } != 0 {
+/// The last key of which a thread's value needs no memory: glibc has the first 32 in the thread's descriptor.
+const LAST_KEY: libc::pthread_key_t = 31;
+
+/// Makes the key whose destructor takes a thread's caches back, and has jemalloc make its own, as the last two of
+/// those that glibc keeps in a thread's descriptor.
+///
+/// In each round destructors run in the order of their keys. So both run after the program's own, as long as
+/// that has less than 31: also in the last round, whose destructors may be the first of their thread to allocate.
+fn make_keys() {
+    if EXIT_KEY.load(Ordering::Acquire) != u32::MAX {
         return;
     }
-    let first =
-        EXIT_KEY.compare_exchange(u32::MAX, key, Ordering::AcqRel, Ordering::Acquire).is_ok();
-    if !first {
-        // SAFETY: made above, and no thread has used it.
-        unsafe { libc::pthread_key_delete(key) };
+    // What comes before: free for the program afterwards.
+    let mut before = [None; LAST_KEY as usize - 1];
+    for place in &mut before {
+        *place = make_key(None);
+        if place.is_none_or(|key| key + 2 >= LAST_KEY) {
+            break;
+        }
     }
+    if let Some(key) = make_key(Some(record::on_thread_exit)) {
+        let made = EXIT_KEY.compare_exchange(u32::MAX, key, Ordering::AcqRel, Ordering::Acquire);
+        if made.is_err() {
+            delete_key(key);
+        }
+    }
+    jemalloc::boot();
+    before.into_iter().flatten().for_each(delete_key);
+}
+
+/// As the program, or the library with this in it, is loaded: before jemalloc makes its key on its own account.
+extern "C" fn at_load() {
+    make_keys();
+}
+
+// std has its own of this kind with 99, and jemalloc one without a number, which comes after all that have one.
+// SAFETY: the section holds functions of this signature; this one allocates nothing but jemalloc's own beginning.
+#[used]
+#[unsafe(link_section = ".init_array.00098")]
+static AT_LOAD: extern "C" fn() = at_load;
+
+fn make_key(destructor: Option<unsafe extern "C" fn(*mut c_void)>) -> Option<libc::pthread_key_t> {
+    let mut key = 0;
+    // SAFETY: `key` is a valid place; the destructor is a function of this program, or none.
+    (unsafe { libc::pthread_key_create(&raw mut key, destructor) } == 0).then_some(key)
+}
+
+fn delete_key(key: libc::pthread_key_t) {
+    // SAFETY: only keys that were made here, and that no thread has used, come here.
+    unsafe { libc::pthread_key_delete(key) };
 }
 
 /// Arms the exit hook for the calling thread. `false`: it can't be, so the thread must not

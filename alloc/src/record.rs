@@ -29,6 +29,7 @@ use memcg_accounting::{
 
 use crate::cached::Cached;
 use crate::drain::DRAIN;
+use crate::jemalloc;
 use crate::magazine;
 use crate::process::{self, BARRIER, ENGINE, TREE};
 use crate::scope;
@@ -323,6 +324,8 @@ fn own_with(
     if !process::arm_exit_hook(ptr::from_ref(record).cast()) {
         return None;
     }
+    // While it lives: after its exit hook it may need large objects, or spans, for the first time.
+    jemalloc::meet();
     open(record);
     RECORD.set(record);
     Some(record)

@@ -112,7 +112,8 @@ fn destructors_of_thread_locals_allocate_and_free() {
     assert_eq!(group.usage(), 0);
 }
 
-/// A key of `pthread`, made by the test, so its destructor runs after the allocator's own.
+/// A key of `pthread`, made by the test: its destructor runs before the allocator's own in the first round, and
+/// after it in the others.
 static KEY: OnceLock<libc::pthread_key_t> = OnceLock::new();
 static KEY_GROUP: OnceLock<Group> = OnceLock::new();
 static KEY_CALLS: AtomicU32 = AtomicU32::new(0);

@@ -151,19 +151,16 @@ static WAITING: AtomicU32 = AtomicU32::new(0);
 static ANSWERED: AtomicU32 = AtomicU32::new(0);
 static GROUP: std::sync::OnceLock<Group> = std::sync::OnceLock::new();
 
-/// A thread without a record, which would need one when there is no memory.
-///
-/// It has allocated a large object, which takes none, but binds the thread to an arena of
-/// jemalloc's: jemalloc 5.3.1 itself does not survive a thread whose first arena it can't make
-/// (`tcache_arena_associate` of a null arena).
+/// A thread without a record, and of which jemalloc has not heard either: it needs both when there is no memory.
 extern "C" fn bare_thread(_: *mut c_void) -> *mut c_void {
-    drop(Raw::new(1 << 20));
     WAITING.fetch_add(1, Ordering::SeqCst);
     while !BEGIN.load(Ordering::SeqCst) {
         // SAFETY: it takes nothing.
         unsafe { libc::sched_yield() };
     }
     let group = GROUP.get().expect("set before");
+    // jemalloc may have some of it; most threads get nothing.
+    drop(Raw::in_group(group, 3 << 20));
     for i in 0..1000 {
         let object = Raw::in_group(group, 8 * (1 + i % 8));
         ANSWERED.fetch_add(u32::from(object.is_some()), Ordering::SeqCst);

@@ -240,8 +240,10 @@ fn a_process_that_is_refused_from_its_beginning_lives_or_says_why_not() {
     for point in [Point::Control, Point::Barrier, Point::ExitHook] {
         assert!(at_start(TEST, point, 1, u64::MAX), "{point:?}");
     }
-    // The first key is the allocator's; std ends the process if it gets none of its own.
+    // The first keys are the allocator's: to have the last of the good ones, and that one, which is asked for again.
+    // std ends the process if it gets none of its own.
     assert!(at_start(TEST, Point::ExitKey, 1, 1));
+    assert!(at_start(TEST, Point::ExitKey, 1, 2));
 }
 
 // ---- no handlers of fork -----------------------------------------------------------------------------------

@@ -192,9 +192,9 @@ fn in_jemalloc<R>(f: impl FnOnce() -> R) -> R {
 /// What the environment of a process says is refused from its beginning on: `POINT FIRST LAST`, as numbers.
 pub(crate) const AT_START: &str = "MEMCG_REFUSED_AT_START";
 
-/// Runs before `main`.
+/// Runs before `main`, and before the allocator makes its keys.
 #[used]
-#[unsafe(link_section = ".init_array")]
+#[unsafe(link_section = ".init_array.00097")]
 static BEGIN: extern "C" fn() = begin;
 
 extern "C" fn begin() {
