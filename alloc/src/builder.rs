@@ -1,9 +1,12 @@
 //! Making a group with limits.
 
+use std::fmt;
+
 use memcg_accounting::{Limit, OnLimit, Settings};
 
 use crate::error::Error;
 use crate::group::{self, Group};
+use crate::path::{self, Shown};
 use crate::process::ENGINE;
 use crate::{scope, worker};
 
@@ -23,12 +26,22 @@ use crate::{scope, worker};
 /// assert_eq!(group.max().to_string(), "256M");
 /// # Ok::<(), memcg::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "`build` makes the group"]
 pub struct GroupBuilder {
     parent: Group,
     name: String,
     settings: Settings,
+}
+
+impl fmt::Debug for GroupBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupBuilder")
+            .field("parent", &self.parent)
+            .field("name", &Shown(&self.name))
+            .field("settings", &self.settings)
+            .finish()
+    }
 }
 
 impl GroupBuilder {
@@ -74,7 +87,7 @@ impl GroupBuilder {
     ///
     /// See [`Group::create`].
     pub fn build(self) -> Result<Group, Error> {
-        group::prepare(|| self.parent.path())?;
+        group::prepare(|| path::text(self.parent.as_ref()))?;
         let made = ENGINE
             .create(self.parent.as_ref(), &self.name, self.settings)
             .map_err(|error| Error::create(&self.parent, &self.name, error))?;

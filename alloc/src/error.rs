@@ -6,6 +6,7 @@ use std::fmt;
 use memcg_accounting::{CreateError, GroupRef, OverLimit as RawOverLimit, ParseLimitError};
 
 use crate::group::Group;
+use crate::path::{self, Path, Shown};
 use crate::process::TREE;
 use crate::scope::{self, Refused};
 
@@ -24,7 +25,7 @@ use crate::scope::{self, Refused};
 /// assert_eq!(over.max(), 4096);
 /// # Ok::<(), memcg::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct OverLimit {
     refused_by: Option<GroupRef>,
     requested: u64,
@@ -84,16 +85,23 @@ impl OverLimit {
     }
 }
 
+impl fmt::Debug for OverLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OverLimit")
+            .field("group", &self.refused_by.map(Path))
+            .field("requested", &self.requested)
+            .field("usage", &self.usage)
+            .field("max", &self.max)
+            .finish()
+    }
+}
+
 impl fmt::Display for OverLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { requested, usage, max, .. } = self;
-        if self.is_system() {
+        let Some(path) = self.refused_by.map(Path) else {
             return write!(f, "the system has no memory for {requested} bytes");
-        }
-        // Charged to nobody: the group that this is about may have no room for it.
-        let path = scope::unaccounted(|| {
-            self.group().map_or_else(|| "a group that is gone".into(), |group| group.path())
-        });
+        };
         if *requested == 0 {
             return write!(f, "usage of {path} is over its max: {usage} of {max} bytes");
         }
@@ -153,19 +161,19 @@ impl Error {
     }
 
     fn of_creation(parent: &Group, name: &str, error: CreateError) -> Self {
-        let path = parent.path();
+        let path = path::text(parent.as_ref());
         match error {
             CreateError::Name(reason) => {
-                let shown: String = name.chars().take(64).collect();
+                let shown = Shown(name);
                 Self::new(Kind::Invalid, path, format!("`{shown}` can't be a child: {reason}"))
             }
             CreateError::Exists => {
-                Self::new(Kind::Exists, path, format!("there is a child `{name}` already"))
+                Self::new(Kind::Exists, path, format!("there is a child `{}` already", Shown(name)))
             }
             CreateError::Gone => Self::new(Kind::Gone, path, "the group is going offline"),
             CreateError::Descendants(over) => {
                 let limiting = OverLimit::from_raw(over);
-                let above = limiting.group().map_or(path, |group| group.path());
+                let above = limiting.refused_by.map_or(path, path::text);
                 let what = format!("it has {} descendants of at most {}", over.usage, over.max);
                 Self {
                     usage: over.usage,
@@ -196,12 +204,17 @@ impl Error {
         scope::unaccounted(|| {
             let what =
                 format!("usage {usage} can't be reclaimed to {wanted}: what is left is in use");
-            Self { usage, max: wanted, reclaimed, ..Self::new(Kind::Busy, group.path(), what) }
+            Self {
+                usage,
+                max: wanted,
+                reclaimed,
+                ..Self::new(Kind::Busy, path::text(group.as_ref()), what)
+            }
         })
     }
 
     pub(crate) fn again(group: &Group, requested: u64, reclaimed: u64) -> Self {
-        let path = scope::unaccounted(|| group.path());
+        let path = path::text(group.as_ref());
         Self::again_at(path, group.as_ref(), requested, reclaimed)
     }
 
@@ -234,11 +247,11 @@ impl Error {
     }
 
     pub(crate) fn invalid(group: &Group, what: &'static str) -> Self {
-        scope::unaccounted(|| Self::new(Kind::Invalid, group.path(), what))
+        scope::unaccounted(|| Self::new(Kind::Invalid, path::text(group.as_ref()), what))
     }
 
     pub(crate) fn system_at(group: &Group, what: String) -> Self {
-        scope::unaccounted(|| Self::new(Kind::System, group.path(), what))
+        scope::unaccounted(|| Self::new(Kind::System, path::text(group.as_ref()), what))
     }
 
     /// A live sibling has the name.

@@ -6,9 +6,10 @@
 use core::alloc::Layout;
 use core::fmt::{self, Write};
 
-use memcg_accounting::{GroupRef, Tag};
+use memcg_accounting::Tag;
 
 use crate::class::Class;
+use crate::path::Path;
 use crate::process::TREE;
 
 /// What was found.
@@ -90,35 +91,10 @@ fn describe(line: &mut Line, what: What, address: usize, of: Of, tag: Tag) -> fm
     // A tag that is not to be believed leads nowhere, or to a group that exists.
     match TREE.owner(tag) {
         Some(group) => {
-            line.write_str("group ")?;
-            write_path(line, group)
+            write!(line, "group {}", Path(group))
         }
         None => line.write_str("no group"),
     }
-}
-
-/// How many groups of a path are named, from the last one up.
-const DEEPEST: usize = 16;
-
-fn write_path(line: &mut Line, group: GroupRef) -> fmt::Result {
-    let mut groups = [GroupRef::ROOT; DEEPEST];
-    let (mut depth, mut at) = (0, Some(group));
-    while let Some(group) = at.filter(|group| !group.is_root()) {
-        if depth == DEEPEST {
-            line.write_str("/..")?;
-            break;
-        }
-        groups[depth] = group;
-        depth += 1;
-        at = TREE.parent_ref(group);
-    }
-    if depth == 0 {
-        return line.write_str("/");
-    }
-    for &group in groups[..depth].iter().rev() {
-        write!(line, "/{}", TREE.name(group))?;
-    }
-    Ok(())
 }
 
 /// The longest line, in bytes: a path of three names of the longest kind.
@@ -147,7 +123,7 @@ impl Write for Line {
 
 #[cfg(test)]
 mod tests {
-    use memcg_accounting::{Root, Settings};
+    use memcg_accounting::{GroupRef, Root, Settings};
 
     use super::*;
     use crate::process;

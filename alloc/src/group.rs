@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::marker::PhantomData;
 use std::time::Duration;
 
 use memcg_accounting::{Events, GroupRef, Limit, OnLimit, Payer, Root};
 use memcg_shrink::Deadline;
 
 use crate::error::{Error, OverLimit};
+use crate::path::Path;
 use crate::process::{self, ENGINE, TREE};
 use crate::scope::{self, Current, Restore};
 use crate::{drain, fork, maps};
@@ -191,7 +191,7 @@ impl Group {
     /// # Ok::<(), memcg::Error>(())
     /// ```
     pub fn enter(&self) -> Entered<'_> {
-        Entered { restore: Restore::entering(self.to_current()), group: PhantomData }
+        Entered { restore: Restore::entering(self.to_current()), group: self }
     }
 
     /// The same with a guard that holds the handle.
@@ -531,28 +531,41 @@ impl Hash for Group {
 
 impl fmt::Debug for Group {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Group").field("path", &self.path()).field("usage", &self.usage()).finish()
+        f.debug_struct("Group")
+            .field("path", &Path(self.group))
+            .field("usage", &self.usage())
+            .finish()
     }
 }
 
 /// Keeps a group current on the thread that made it; see [`Group::enter`]. Neither `Send` nor `Sync`;
 /// dropping it never panics, whatever runs at the safe point that it is.
-#[derive(Debug)]
 #[must_use = "the group is current while the guard lives"]
 pub struct Entered<'a> {
     #[expect(dead_code, reason = "dropped for its effect")]
     restore: Restore,
-    group: PhantomData<&'a Group>,
+    group: &'a Group,
+}
+
+impl fmt::Debug for Entered<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entered").field("group", self.group).finish_non_exhaustive()
+    }
 }
 
 /// The same, holding the handle; see [`Group::enter_owned`]. Neither `Send` nor `Sync`.
-#[derive(Debug)]
 #[must_use = "the group is current while the guard lives"]
 pub struct EnteredOwned {
     // Dropped in this order: what was current is restored before the handle goes.
     #[expect(dead_code, reason = "dropped for its effect")]
     restore: Restore,
     group: Group,
+}
+
+impl fmt::Debug for EnteredOwned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EnteredOwned").field("group", &self.group).finish_non_exhaustive()
+    }
 }
 
 impl EnteredOwned {

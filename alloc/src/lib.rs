@@ -59,6 +59,7 @@ mod magazine;
 mod maps;
 mod notice;
 mod object_cache;
+mod path;
 mod peak;
 mod plain_drop;
 mod pressure;

@@ -96,6 +96,11 @@ impl State {
         }))
     }
 
+    /// Of which nobody has a handle: it may be gone.
+    pub(crate) fn group(&self) -> GroupRef {
+        self.group
+    }
+
     pub(crate) fn threshold(&self) -> Threshold {
         self.threshold
     }

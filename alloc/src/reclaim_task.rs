@@ -28,6 +28,7 @@ use memcg_shrink::{Errand, ErrandEnd, futex_wait, futex_wake};
 use crate::error::Error;
 use crate::group::{self, Group};
 use crate::guarded::{drop_all, wake_all};
+use crate::path;
 use crate::process::ENGINE;
 use crate::scope;
 
@@ -156,7 +157,7 @@ pub struct ReclaimTask {
 impl fmt::Debug for ReclaimTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReclaimTask")
-            .field("path", &self.task.path)
+            .field("path", &format_args!("{}", self.task.path))
             .field("wanted", &self.task.wanted)
             .field("progress", &self.progress())
             .field("is_done", &self.is_done())
@@ -303,7 +304,7 @@ impl Group {
         let task = scope::unaccounted(|| {
             Arc::new(Task {
                 group: self.as_ref(),
-                path: self.path(),
+                path: path::text(self.as_ref()),
                 wanted: bytes,
                 progress: AtomicU64::new(0),
                 end: AtomicU32::new(if is_installed { RUNNING } else { SHORT }),

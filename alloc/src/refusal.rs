@@ -11,6 +11,7 @@ use memcg_shrink::Refusal as RawRefusal;
 use crate::error::OverLimit;
 use crate::group::{self, Group};
 use crate::guarded::guarded;
+use crate::path::{self, Path, Shown};
 use crate::process::{ENGINE, TREE};
 use crate::scope;
 
@@ -23,7 +24,7 @@ static TELLING: AtomicBool = AtomicBool::new(false);
 /// An allocation that was refused, and what was tried before: see [`on_refusal`].
 ///
 /// The figures are those of the moment of the refusal. Bytes unless named otherwise.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Refusal {
     path: String,
     over: OverLimit,
@@ -36,9 +37,11 @@ pub struct Refusal {
 impl Refusal {
     fn from_raw(raw: &RawRefusal) -> Self {
         let over = OverLimit::from_raw(raw.over);
-        let path = match over.group() {
-            Some(group) => group.path(),
-            None => format!("…/{}", raw.name.as_str()),
+        let group = raw.over.group;
+        let path = if TREE.exists(group) {
+            path::text(group)
+        } else {
+            format!("…/{}", Shown(raw.name.as_str()))
         };
         let told = |child: &memcg_accounting::Child| (child.name.as_str().to_owned(), child.usage);
         let children = raw.children.iter().flatten().map(told).collect();
@@ -52,7 +55,8 @@ impl Refusal {
         self.over.group()
     }
 
-    /// Its path; of a group that has gone offline meanwhile, `…/` and its name.
+    /// Its path, of which the last 16 names; of a group that has gone offline meanwhile, `…/` and its
+    /// name. Control characters are shown as `?`.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
@@ -134,6 +138,21 @@ impl Refusal {
     }
 }
 
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refusal")
+            .field("path", &format_args!("{}", self.path))
+            .field("payer", &self.payer.map(Path))
+            .field("requested", &self.requested())
+            .field("usage", &self.usage())
+            .field("max", &self.max())
+            .field("children", &self.children)
+            .field("tried", &self.tried)
+            .field("suppressed", &self.suppressed)
+            .finish()
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (requested, usage, max) = (self.requested(), self.usage(), self.max());
@@ -149,7 +168,8 @@ impl fmt::Display for Refusal {
             write!(f, ", the worker timed out")?;
         }
         for (nr, (name, usage)) in self.children.iter().enumerate() {
-            write!(f, "{}{name} {usage}", if nr == 0 { "; largest children: " } else { ", " })?;
+            let before = if nr == 0 { "; largest children: " } else { ", " };
+            write!(f, "{before}{} {usage}", Shown(name))?;
         }
         if self.suppressed != 0 {
             write!(f, "; {} more since the last report", self.suppressed)?;

@@ -13,6 +13,7 @@ use memcg_shrink::{Control, Place, RawCount, RawScan, RawShrinker, ShrinkerId, S
 
 use crate::group::Group;
 use crate::guarded::drop_payload;
+use crate::path::Path;
 use crate::process::ENGINE;
 use crate::scope;
 
@@ -50,6 +51,7 @@ pub struct ShrinkControl<'a> {
 impl fmt::Debug for ShrinkControl<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ShrinkControl")
+            .field("group", &Path(self.raw.group))
             .field("nr_to_scan", &self.raw.nr_to_scan)
             .field("nr_scanned", &self.raw.nr_scanned)
             .field("priority", &self.raw.priority)
@@ -249,7 +251,7 @@ impl ShrinkerBuilder {
             // SAFETY: nothing was registered, so the box is still this function's alone.
             unsafe { drop_raw(raw.data) };
         }
-        Registration { id }
+        Registration { name: self.name, id }
     }
 }
 
@@ -258,11 +260,20 @@ impl ShrinkerBuilder {
 /// Dropping waits for a call in flight, but not from within its own call. For a shrinker of the
 /// worker it waits a second at most: then the call keeps the [`Arc`] until it returns, and is
 /// reported. What the shrinker's own drop panics with is caught.
-#[derive(Debug)]
 #[must_use = "dropping it unregisters the shrinker"]
 pub struct Registration {
+    name: ShrinkerName,
     /// None: the system had no memory for the record, so the shrinker is never asked.
     id: Option<ShrinkerId>,
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registration")
+            .field("name", &self.name)
+            .field("is_registered", &self.id.is_some())
+            .finish()
+    }
 }
 
 impl Registration {

@@ -17,6 +17,7 @@ use memcg_accounting::EventKind;
 use crate::error::Error;
 use crate::group::{self, Group};
 use crate::notice::{self, State};
+use crate::path::{self, Path};
 use crate::process::ENGINE;
 use crate::scope;
 
@@ -54,6 +55,7 @@ pub struct Watch {
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watch")
+            .field("group", &Path(self.state.group()))
             .field("threshold", &self.state.threshold())
             .field("is_closed", &self.is_closed())
             .finish_non_exhaustive()
@@ -236,7 +238,7 @@ impl Group {
     /// events, triggers in `memory.pressure` for pressure.
     pub fn watch(&self, threshold: Threshold) -> Result<Watch, Error> {
         check(threshold).map_err(|what| Error::invalid(self, what))?;
-        group::prepare(|| self.path())?;
+        group::prepare(|| path::text(self.as_ref()))?;
         let no_fd = |error| Error::system_at(self, format!("no eventfd: {error}"));
         // From here on the drop takes everything back.
         let watch = Watch { state: State::new(self.as_ref(), threshold).map_err(no_fd)? };

@@ -1,10 +1,14 @@
 //! Every public type: what of `Send`, `Sync`, `Unpin`, `UnwindSafe` and `RefUnwindSafe` it is, and in what it is
 //! covariant. What must not compile is in `src/types.rs`.
 
+mod support;
+
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::rc::Rc;
+
+use support::exported;
 
 /// Whether a type has a trait, as a constant: an inherent constant comes before that of a trait.
 macro_rules! has {
@@ -62,25 +66,6 @@ const ALL: &str = "Send Sync Unpin UnwindSafe RefUnwindSafe";
 const SHARED: &str = "Send Sync Unpin";
 /// It belongs to the thread that made it, or holds what does.
 const OF_A_THREAD: &str = "Unpin UnwindSafe RefUnwindSafe";
-/// What `lib.rs` of a crate exports: `pub use` of names that begin with a capital, not for one
-/// configuration alone.
-fn exported(lib: &str) -> BTreeSet<&str> {
-    let mut lines = lib.split("\n#[cfg(memcg_counting)]\n");
-    let first = lines.next().unwrap_or_default();
-    let rest = lines.map(|part| part.split_once(';').map_or("", |(_, rest)| rest));
-    let uses = [first].into_iter().chain(rest).flat_map(|part| part.split("\npub use ").skip(1));
-    uses.flat_map(|line| {
-        let names = line.split_once(';').map_or(line, |(names, _)| names);
-        let names = names.rsplit_once("::").map_or(names, |(_, names)| names);
-        names.split(|c: char| !c.is_alphanumeric() && c != '_')
-    })
-    .filter(|name| {
-        let is_type = name.chars().any(char::is_lowercase);
-        is_type && name.starts_with(char::is_uppercase)
-    })
-    .collect()
-}
-
 /// Each exported type has a row, which is right, and nothing else has.
 fn compare(lib: &str, rows: &[Row], traits: &[&str]) {
     let named: BTreeSet<_> = rows.iter().map(|row| row.0).chain(traits.iter().copied()).collect();

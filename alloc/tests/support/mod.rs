@@ -7,6 +7,7 @@ pub(crate) mod hoard;
 pub(crate) mod keys;
 
 use std::alloc::Layout;
+use std::collections::BTreeSet;
 use std::ffi::{c_int, c_void};
 use std::io::Read;
 use std::marker::PhantomData;
@@ -46,6 +47,27 @@ impl Drop for Running {
 /// Keeps every other test out.
 pub(crate) fn alone() -> impl Sized {
     RUNNING.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+// ---- what a crate exports ------------------------------------------------------------------------
+
+/// What `lib.rs` of a crate exports: `pub use` of names that begin with a capital, not for one
+/// configuration alone.
+pub(crate) fn exported(lib: &str) -> BTreeSet<&str> {
+    let mut lines = lib.split("\n#[cfg(memcg_counting)]\n");
+    let first = lines.next().unwrap_or_default();
+    let rest = lines.map(|part| part.split_once(';').map_or("", |(_, rest)| rest));
+    let uses = [first].into_iter().chain(rest).flat_map(|part| part.split("\npub use ").skip(1));
+    uses.flat_map(|line| {
+        let names = line.split_once(';').map_or(line, |(names, _)| names);
+        let names = names.rsplit_once("::").map_or(names, |(_, names)| names);
+        names.split(|c: char| !c.is_alphanumeric() && c != '_')
+    })
+    .filter(|name| {
+        let is_type = name.chars().any(char::is_lowercase);
+        is_type && name.starts_with(char::is_uppercase)
+    })
+    .collect()
 }
 
 // ---- fresh processes ----------------------------------------------------------------------------
