@@ -8,7 +8,9 @@ use memcg_accounting::sync::{AtomicBool, Ordering, lock};
 
 use crate::drain::{self, DRAIN};
 use crate::process::{ENGINE, TREE};
-use crate::{cache, central, hand, notice, peak, reclaim_task, record, refusal, vector, worker};
+use crate::{
+    cache, central, hand, notice, peak, reclaim_task, record, refusal, vector, wakers, worker,
+};
 
 /// Registers the handlers, once: a second `prepare` would wait for the first one's locks. If the
 /// system has no memory for them, a later call tries again: there is one before each group, and
@@ -32,6 +34,7 @@ extern "C" fn prepare() {
     refusal::lock_all();
     reclaim_task::lock_all();
     notice::lock_all();
+    wakers::lock_all();
     core::mem::forget(lock(&DRAIN));
     drain::stop_all();
     hand::wait_for_none();
@@ -59,6 +62,8 @@ fn resume() {
     // SAFETY: `prepare` took the mutex and forgot the guard.
     unsafe { DRAIN.force_unlock() };
     // SAFETY: as above.
+    unsafe { wakers::unlock_all() };
+    // SAFETY: as above.
     unsafe { notice::unlock_all() };
     // SAFETY: as above.
     unsafe { reclaim_task::unlock_all() };
@@ -83,6 +88,7 @@ extern "C" fn child() {
     cache::after_fork();
     worker::after_fork();
     notice::after_fork();
+    wakers::after_fork();
     reclaim_task::after_fork();
     refusal::after_fork();
 }

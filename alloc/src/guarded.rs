@@ -3,9 +3,6 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::task::Waker;
-
-use memcg_accounting::sync::{Lock, lock};
 
 /// Runs `call`; `None`: it panicked. What it left half done is not looked at again.
 pub(crate) fn guarded<R>(call: impl FnOnce() -> R) -> Option<R> {
@@ -50,21 +47,6 @@ impl Thrown {
             Some(payload) => resume_unwind(payload),
             None => {}
         }
-    }
-}
-
-/// Wakes all of `wakers`.
-pub(crate) fn wake_all(wakers: Vec<Waker>) {
-    for waker in wakers {
-        guarded(|| waker.wake());
-    }
-}
-
-/// Drops all of `wakers`, which nobody woke: of several tasks, on the thread of one, or on ours.
-pub(crate) fn drop_all(wakers: &Lock<Vec<Waker>>) {
-    let wakers = std::mem::take(&mut *lock(wakers));
-    for waker in wakers {
-        guarded(|| drop(waker));
     }
 }
 

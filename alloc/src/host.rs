@@ -3,9 +3,9 @@
 use memcg_accounting::{GroupRef, Reason, Request, Tag};
 use memcg_shrink::{Caller, Errand, Host};
 
-use crate::process::TREE;
+use crate::process::{ENGINE, TREE};
 use crate::scope::{self, Eager};
-use crate::{drain, hand, notice, reclaim_task, record, refusal, worker};
+use crate::{drain, hand, notice, reclaim_task, record, refusal, wakers, worker};
 
 /// The host of this process's engine.
 pub(crate) struct Allocator;
@@ -79,6 +79,11 @@ impl Host for Allocator {
 
     fn deliver(&self) {
         notice::deliver();
+        if wakers::are_due() && ENGINE.has_refusals() {
+            // A waker that does not return keeps no refusal from being told.
+            ENGINE.ring();
+        }
+        wakers::wake_due();
         refusal::tell();
     }
 

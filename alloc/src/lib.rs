@@ -77,6 +77,7 @@ mod trigger;
 mod types;
 mod vector;
 mod verify;
+mod wakers;
 mod watch;
 mod worker;
 

@@ -3,7 +3,7 @@
 //! ```text
 //!   charge, count, offline           keeper's tick                 the worker
 //!   tree: note it, ring ───────┐     root's usage, stalls: ring ─► deliver: look what happened
-//!                              └─────────────────────────────────►   │ eventfd, then wakers
+//!                              └─────────────────────────────────►   │ eventfds, then wakers
 //!   Watch: try_wait, wait, changed, AsFd ◄───────────────────────────┘
 //! ```
 //!
@@ -14,6 +14,8 @@
 //!
 //! - A watch is in the registry until it is dropped or its group is gone; the tree is armed for
 //!   exactly the groups in the registry, for what their watches want.
+//! - A look at a group costs what there is news for, and `O(log watches)`: thresholds are in order, and a crossing is
+//!   told of by where usage was at the last look (`usage`); of events, those of a kind that happened are told.
 //! - The eventfd is written before the wakers are taken; a poller leaves its waker before it reads
 //!   the eventfd. So one of the two sees the other.
 //! - No lock of this file is held while code of the program runs. The registry's comes before the
@@ -21,29 +23,23 @@
 //!
 //! Source: `mem_cgroup_usage_register_event` of cgroup v1, `memcg_memory_event`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Bound;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::task::Waker;
 use std::time::Duration;
 
 use memcg_accounting::sync::{AtomicBool, AtomicU32, AtomicU64, Lock, Ordering, lock};
-use memcg_accounting::{EventKind, EventSet, GroupRef, NoWatch, Root, Seen, Window, now_us};
+use memcg_accounting::{
+    EventKind, EventSet, Events, GroupRef, NoWatch, Root, Seen, Window, now_us,
+};
 
-use crate::guarded::{drop_all, wake_all};
 use crate::process::{ENGINE, TREE};
-use crate::reclaim_task;
 use crate::scope;
 use crate::trigger::Trigger;
+use crate::wakers::{self, Wakers};
 use crate::watch::Threshold;
-
-/// What is looked at to tell whether there is news. Changes under the registry's lock.
-enum Look {
-    Usage { threshold: u64, was_above: Option<bool> },
-    Event { kind: EventKind, count: u64 },
-    Pressure { full: bool, trigger: Trigger },
-}
 
 /// One watch, as the registry and its holder share it.
 pub(crate) struct State {
@@ -52,16 +48,48 @@ pub(crate) struct State {
     fd: OwnedFd,
     /// The group is gone, or this is the child of a fork: it is news for good.
     is_closed: AtomicBool,
-    look: Lock<Look>,
-    wakers: Lock<Vec<Waker>>,
+    /// Of a watch of pressure. Changes under the registry's lock.
+    trigger: Option<Lock<Trigger>>,
+    wakers: Wakers,
 }
 
-/// The watches of each slot of the tree.
+/// A watch among others: unique while it lives.
+type Id = usize;
+
+fn id(state: &Arc<State>) -> Id {
+    Arc::as_ptr(state).addr()
+}
+
+/// The watches of one group.
+#[derive(Default)]
+struct Watches {
+    /// By threshold.
+    usage: BTreeMap<(u64, Id), Arc<State>>,
+    /// By kind; see [`KINDS`].
+    events: [BTreeMap<Id, Arc<State>>; KINDS.len()],
+    triggers: BTreeMap<Id, Arc<State>>,
+    /// Usage and events at the last look.
+    last_usage: u64,
+    last_events: Events,
+}
+
+const KINDS: [EventKind; 5] =
+    [EventKind::Low, EventKind::High, EventKind::Max, EventKind::Oom, EventKind::Forced];
+
+/// The watches of all groups, by slot and group: one group for a slot, but for the moment between
+/// the end of one and the notice of it.
 struct Registry {
-    slots: BTreeMap<u32, Vec<Arc<State>>>,
+    groups: BTreeMap<(u32, u64), Watches>,
+    /// Groups of which pressure is watched.
+    pressed: BTreeSet<(u32, u64)>,
 }
 
-static REGISTRY: Lock<Registry> = Lock::new(Registry { slots: BTreeMap::new() });
+fn key(group: GroupRef) -> (u32, u64) {
+    (group.index(), group.to_bits())
+}
+
+static REGISTRY: Lock<Registry> =
+    Lock::new(Registry { groups: BTreeMap::new(), pressed: BTreeSet::new() });
 
 /// The untracked root has no counter that could notice: the keeper's tick compares its usage with
 /// this window while somebody watches it.
@@ -90,8 +118,8 @@ impl State {
                 threshold,
                 fd,
                 is_closed: AtomicBool::new(false),
-                look: Lock::new(Look::new(group, threshold)),
-                wakers: Lock::new(Vec::new()),
+                trigger: trigger(group, threshold).map(Lock::new),
+                wakers: Wakers::new(),
             })
         }))
     }
@@ -110,19 +138,18 @@ impl State {
         self.fd.as_fd()
     }
 
-    /// Has `waker` woken at the next news. The caller looks for some after it.
-    pub(crate) fn leave_waker(&self, waker: &Waker) {
-        reclaim_task::leave_waker(&self.wakers, waker);
+    /// Wakers of the next news. Who leaves one there looks for news after it.
+    pub(crate) fn wakers(&self) -> &Wakers {
+        &self.wakers
     }
 
-    /// There is news: the descriptor first, then the wakers.
+    /// There is news: the descriptor first, then the wakers, which a worker is to wake.
     fn signal(&self) {
         let one = 1_u64.to_ne_bytes();
         // A counter that is full is signalled already.
         // SAFETY: the descriptor is this value's, and the buffer has 8 bytes.
         unsafe { libc::write(self.fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-        let wakers = std::mem::take(&mut *lock(&self.wakers));
-        wake_all(wakers);
+        wakers::wake_later(self.wakers.take());
     }
 
     /// Takes the news, if there is any.
@@ -140,60 +167,12 @@ impl State {
     pub(crate) fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Acquire) || !TREE.is_online(self.group)
     }
-
-    fn wants(&self) -> EventSet {
-        match self.threshold {
-            Threshold::Event(kind) => EventSet::NONE.with(kind),
-            _ => EventSet::NONE,
-        }
-    }
 }
 
-impl Drop for State {
-    fn drop(&mut self) {
-        drop_all(&self.wakers);
-    }
-}
-
-impl Look {
-    fn new(group: GroupRef, threshold: Threshold) -> Self {
-        match threshold {
-            Threshold::Usage(threshold) => Look::Usage { threshold, was_above: None },
-            Threshold::Event(kind) => Look::Event { kind, count: count(group, kind) },
-            Threshold::Pressure { full, stall, window } => {
-                let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-                let total = stalled_us(group, full);
-                Look::Pressure {
-                    full,
-                    trigger: Trigger::new(us(stall), us(window), now_us(), total),
-                }
-            }
-        }
-    }
-
-    /// Whether there is news, given what usage was since the last look.
-    fn is_news(&mut self, group: GroupRef, seen: Seen) -> bool {
-        match self {
-            Look::Usage { threshold, was_above } => {
-                let is_above = seen.usage >= *threshold;
-                match was_above.replace(is_above) {
-                    None => false,
-                    Some(true) => !is_above || seen.lowest < *threshold,
-                    Some(false) => is_above || seen.highest >= *threshold,
-                }
-            }
-            Look::Event { kind, count: last } => {
-                let now = count(group, *kind);
-                std::mem::replace(last, now) != now
-            }
-            // Triggers are looked at by themselves.
-            Look::Pressure { .. } => false,
-        }
-    }
-}
-
-fn count(group: GroupRef, kind: EventKind) -> u64 {
-    TREE.events(group).of(kind)
+fn trigger(group: GroupRef, threshold: Threshold) -> Option<Trigger> {
+    let Threshold::Pressure { full, stall, window } = threshold else { return None };
+    let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    Some(Trigger::new(us(stall), us(window), now_us(), stalled_us(group, full)))
 }
 
 fn stalled_us(group: GroupRef, full: bool) -> u64 {
@@ -218,14 +197,18 @@ pub(crate) fn add(state: &Arc<State>) -> Result<(), NoWatch> {
     }
     let mut news = Vec::new();
     let added = scope::unaccounted(|| {
-        let slot = state.group.index();
         let mut registry = lock(&REGISTRY);
-        registry.slots.entry(slot).or_default().push(state.clone());
-        registry.look(slot, &mut news)
+        let key = key(state.group);
+        // What happened before is news for those that are there, and none for this one.
+        let _ = registry.look(key, &mut news);
+        if let Threshold::Pressure { .. } = state.threshold {
+            registry.pressed.insert(key);
+        }
+        let watches = registry.groups.entry(key).or_insert_with(|| Watches::new(state.group));
+        watches.insert(state);
+        registry.look(key, &mut news)
     });
-    for state in news {
-        state.signal();
-    }
+    tell(news);
     ENGINE.summon();
     crate::worker::want_ticks();
     added
@@ -236,22 +219,35 @@ pub(crate) fn remove(state: &Arc<State>) {
     let mut news = Vec::new();
     scope::unaccounted(|| {
         let mut registry = lock(&REGISTRY);
-        let slot = state.group.index();
-        let Some(all) = registry.slots.get_mut(&slot) else { return };
-        let Some(at) = all.iter().position(|other| Arc::ptr_eq(other, state)) else { return };
+        let key = key(state.group);
+        let Some(watches) = registry.groups.get_mut(&key) else { return };
         // The caller's handle keeps the state: nothing of the program's is dropped here.
-        all.swap_remove(at);
+        if !watches.remove(state) {
+            return;
+        }
         retired(state);
-        if all.is_empty() {
-            registry.slots.remove(&slot);
+        let has_triggers = !watches.triggers.is_empty();
+        if watches.is_empty() {
+            registry.groups.remove(&key);
             TREE.unwatch(state.group);
         } else {
             // The group is watched already, so this needs no memory.
-            let _ = registry.look(slot, &mut news);
+            let _ = registry.look(key, &mut news);
+        }
+        if !has_triggers {
+            registry.pressed.remove(&key);
         }
     });
+    tell(news);
+}
+
+/// Signals those who have news, and has their wakers woken.
+fn tell(news: Vec<Arc<State>>) {
     for state in news {
         state.signal();
+    }
+    if wakers::are_due() {
+        ENGINE.ring();
     }
 }
 
@@ -268,51 +264,124 @@ fn retired(state: &State) {
 
 // ---- looking --------------------------------------------------------------------------------
 
-impl Registry {
-    /// Looks at each watch of `slot`, arms the tree anew, and adds those with news to `news`.
-    /// Those whose group is gone leave the registry.
-    fn look(&mut self, slot: u32, news: &mut Vec<Arc<State>>) -> Result<(), NoWatch> {
-        let Some(all) = self.slots.get_mut(&slot) else { return Ok(()) };
-        // One group, but for the moment between the end of one and the notice of it.
-        all.retain(|state| {
-            let is_there = TREE.is_online(state.group);
-            if !is_there {
-                state.is_closed.store(true, Ordering::Release);
-                retired(state);
-                news.push(state.clone());
-            }
-            is_there
-        });
-        let Some(group) = all.first().map(|state| state.group) else {
-            self.slots.remove(&slot);
-            return Ok(());
+impl Watches {
+    /// None of them, of a group that nobody watched: what was seen before is nobody's news.
+    fn new(group: GroupRef) -> Self {
+        let none = Self::default();
+        let last_usage = none.arm(group).map_or_else(|_| TREE.usage(group), |seen| seen.usage);
+        Self { last_usage, ..none }
+    }
+
+    fn insert(&mut self, state: &Arc<State>) {
+        if self.wants() == EventSet::NONE {
+            self.last_events = TREE.events(state.group);
+        }
+        let before = match state.threshold {
+            Threshold::Usage(at) => self.usage.insert((at, id(state)), state.clone()),
+            Threshold::Event(kind) => self.events[kind as usize].insert(id(state), state.clone()),
+            Threshold::Pressure { .. } => self.triggers.insert(id(state), state.clone()),
         };
-        let seen = arm(group, all)?;
-        news.extend(all.iter().filter(|s| lock(&s.look).is_news(group, seen)).cloned());
-        Ok(())
+        debug_assert!(before.is_none(), "a watch is added once");
+    }
+
+    /// Answers whether it was there.
+    fn remove(&mut self, state: &Arc<State>) -> bool {
+        let found = match state.threshold {
+            Threshold::Usage(at) => self.usage.remove(&(at, id(state))),
+            Threshold::Event(kind) => self.events[kind as usize].remove(&id(state)),
+            Threshold::Pressure { .. } => self.triggers.remove(&id(state)),
+        };
+        found.is_some()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<State>> {
+        let events = self.events.iter().flat_map(BTreeMap::values);
+        self.usage.values().chain(events).chain(self.triggers.values())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all().next().is_none()
+    }
+
+    /// What the tree is to notice: usage that reaches the next threshold, or falls below the one that it has reached.
+    fn window(&self, usage: u64) -> Window {
+        let up_to = self.usage.range(..=(usage, Id::MAX)).next_back();
+        let above = self.usage.range((Bound::Excluded((usage, Id::MAX)), Bound::Unbounded)).next();
+        let below = up_to.map_or(Window::ALL.below, |((at, _), _)| *at);
+        Window { below, above: above.map_or(Window::ALL.above, |((at, _), _)| *at) }
+    }
+
+    fn wants(&self) -> EventSet {
+        let watched = KINDS.into_iter().filter(|kind| !self.events[*kind as usize].is_empty());
+        watched.fold(EventSet::NONE, EventSet::with)
+    }
+
+    /// Has the tree notice what is wanted of `group`.
+    fn arm(&self, group: GroupRef) -> Result<Seen, NoWatch> {
+        if !is_sum(group) {
+            return TREE.watch(group, self.wants(), |seen| self.window(seen.usage));
+        }
+        TREE.watch(group, self.wants(), |_| Window::ALL)?;
+        let usage = TREE.usage(group);
+        let Window { below, above } = self.window(usage);
+        // Relaxed: the tick compares again and again.
+        ROOT_BELOW.store(below, Ordering::Relaxed);
+        ROOT_ABOVE.store(above, Ordering::Relaxed);
+        Ok(Seen { usage, lowest: usage, highest: usage })
+    }
+
+    /// Adds those to `news` whose thresholds lie between the extremes that were seen since the last look, and those of
+    /// events that happened.
+    fn look(&mut self, group: GroupRef, seen: Seen, news: &mut Vec<Arc<State>>) {
+        let last = std::mem::replace(&mut self.last_usage, seen.usage);
+        let lowest = seen.lowest.min(seen.usage).min(last);
+        let highest = seen.highest.max(seen.usage).max(last);
+        let crossed = (Bound::Excluded((lowest, Id::MAX)), Bound::Included((highest, Id::MAX)));
+        if lowest < highest {
+            news.extend(self.usage.range(crossed).map(|(_, state)| state.clone()));
+        }
+        if self.wants() == EventSet::NONE {
+            return;
+        }
+        let events = TREE.events(group);
+        let before = std::mem::replace(&mut self.last_events, events);
+        for kind in KINDS.into_iter().filter(|kind| events.of(*kind) != before.of(*kind)) {
+            news.extend(self.events[kind as usize].values().cloned());
+        }
     }
 }
 
-/// Has the tree notice what the watches `all` of `group` want.
-fn arm(group: GroupRef, all: &[Arc<State>]) -> Result<Seen, NoWatch> {
-    let events = all.iter().fold(EventSet::NONE, |set, state| set.and(state.wants()));
-    let window = |usage: u64| {
-        all.iter().fold(Window::ALL, |window, state| match state.threshold {
-            Threshold::Usage(at) if at <= usage => Window { below: window.below.max(at), ..window },
-            Threshold::Usage(at) => Window { above: window.above.min(at), ..window },
-            _ => window,
-        })
-    };
-    if !is_sum(group) {
-        return TREE.watch(group, events, |seen| window(seen.usage));
+impl Registry {
+    /// Looks at the watches of one group, arms the tree anew, and adds those with news to `news`. If the group is gone,
+    /// they all have, and leave the registry.
+    fn look(&mut self, key: (u32, u64), news: &mut Vec<Arc<State>>) -> Result<(), NoWatch> {
+        let Some(watches) = self.groups.get_mut(&key) else { return Ok(()) };
+        let group = GroupRef::from_bits(key.1);
+        if TREE.is_online(group) {
+            let seen = watches.arm(group)?;
+            watches.look(group, seen, news);
+            return Ok(());
+        }
+        for state in watches.all() {
+            state.is_closed.store(true, Ordering::Release);
+            retired(state);
+            news.push(state.clone());
+        }
+        self.groups.remove(&key);
+        self.pressed.remove(&key);
+        Ok(())
     }
-    TREE.watch(group, events, |_| Window::ALL)?;
-    let usage = TREE.usage(group);
-    let Window { below, above } = window(usage);
-    // Relaxed: the tick compares again and again.
-    ROOT_BELOW.store(below, Ordering::Relaxed);
-    ROOT_ABOVE.store(above, Ordering::Relaxed);
-    Ok(Seen { usage, lowest: usage, highest: usage })
+
+    /// [`look`](Registry::look) at each group that is, or was, in `slot`. What does not fit into memory is looked at when
+    /// it is next noticed.
+    fn look_at_slot(&mut self, slot: u32, news: &mut Vec<Arc<State>>) {
+        let mut from = (slot, 0);
+        while let Some((&key, _)) = self.groups.range(from..=(slot, u64::MAX)).next() {
+            let _ = self.look(key, news);
+            let Some(next) = key.1.checked_add(1) else { return };
+            from = (slot, next);
+        }
+    }
 }
 
 /// What the keeper does at each tick: runs no code of the program, allocates nothing. Answers
@@ -340,12 +409,9 @@ pub(crate) fn tick() -> bool {
 pub(crate) fn deliver() {
     let news = scope::unaccounted(|| {
         let mut news = Vec::new();
-        TREE.take_noticed(|slot| {
-            // What does not fit into memory is looked at when it is next noticed.
-            let _ = lock(&REGISTRY).look(slot, &mut news);
-        });
+        TREE.take_noticed(|slot| lock(&REGISTRY).look_at_slot(slot, &mut news));
         if ROOT_IS_DUE.swap(false, Ordering::Relaxed) {
-            let _ = lock(&REGISTRY).look(GroupRef::ROOT.index(), &mut news);
+            lock(&REGISTRY).look_at_slot(GroupRef::ROOT.index(), &mut news);
         }
         if TRIGGERS_ARE_DUE.swap(false, Ordering::Relaxed) {
             look_at_triggers(&mut news);
@@ -359,9 +425,11 @@ pub(crate) fn deliver() {
 
 fn look_at_triggers(news: &mut Vec<Arc<State>>) {
     let registry = lock(&REGISTRY);
-    for state in registry.slots.values().flatten() {
-        if let Look::Pressure { full, trigger } = &mut *lock(&state.look)
-            && trigger.look(now_us(), stalled_us(state.group, *full))
+    let pressed = registry.pressed.iter().filter_map(|key| registry.groups.get(key));
+    for state in pressed.flat_map(|watches| watches.triggers.values()) {
+        if let Threshold::Pressure { full, .. } = state.threshold
+            && let Some(trigger) = &state.trigger
+            && lock(trigger).look(now_us(), stalled_us(state.group, full))
         {
             news.push(state.clone());
         }
@@ -398,8 +466,12 @@ pub(crate) unsafe fn unlock_all() {
 /// good, so that nothing done here is seen there.
 pub(crate) fn after_fork() {
     TREE.forget_noticed();
-    let slots = std::mem::take(&mut lock(&REGISTRY).slots);
-    for state in slots.values().flatten() {
+    let groups = {
+        let mut registry = lock(&REGISTRY);
+        registry.pressed = BTreeSet::new();
+        std::mem::take(&mut registry.groups)
+    };
+    for state in groups.values().flat_map(Watches::all) {
         state.is_closed.store(true, Ordering::Release);
         retired(state);
         TREE.unwatch(state.group);
@@ -411,5 +483,48 @@ pub(crate) fn after_fork() {
     // Another thread may have counted a watch that it did not get to add.
     ROOT_WATCHES.store(0, Ordering::Relaxed);
     // What they hold is kept: the locks inside may have been taken by threads that are gone.
-    std::mem::forget(slots);
+    std::mem::forget(groups);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever usage does, those are told whose threshold was crossed, as if each were looked at by itself.
+        #[test]
+        fn crossings_are_those_of_each_threshold_by_itself(
+            thresholds in proptest::collection::vec(1u64..40, 0..20),
+            start in 0u64..40,
+            looks in proptest::collection::vec((0u64..40, 0u64..40, 0u64..40), 1..20),
+        ) {
+            let mut watches = Watches { last_usage: start, ..Watches::default() };
+            let states: Vec<_> = thresholds
+                .iter()
+                .map(|at| State::new(GroupRef::ROOT, Threshold::Usage(*at)).expect("a descriptor"))
+                .collect();
+            states.iter().for_each(|state| watches.insert(state));
+            let mut before = start;
+            for (a, b, c) in looks {
+                let (lowest, highest) = (a.min(b).min(c), a.max(b).max(c));
+                let mut news = Vec::new();
+                watches.look(GroupRef::ROOT, Seen { usage: b, lowest, highest }, &mut news);
+                for (state, at) in states.iter().zip(&thresholds) {
+                    let is_told = news.iter().filter(|told| Arc::ptr_eq(told, state)).count();
+                    let was_above = before >= *at;
+                    let expected = if was_above { lowest < *at } else { highest >= *at };
+                    prop_assert_eq!(is_told, usize::from(expected), "{} {}..={}", at, lowest, highest);
+                }
+                before = b;
+                let window = watches.window(b);
+                prop_assert_eq!(window.below, thresholds.iter().copied().filter(|at| *at <= b).max().unwrap_or(0));
+                prop_assert_eq!(window.above, thresholds.iter().copied().filter(|at| *at > b).min().unwrap_or(u64::MAX));
+            }
+            for state in &states {
+                prop_assert!(watches.remove(state) && !watches.remove(state));
+            }
+            prop_assert!(watches.is_empty());
+        }
+    }
 }

@@ -4,21 +4,22 @@
 //!   reclaim_async ─► TASKS ─► the worker: a turn of one task, a turn of the next, …
 //!        │                        │
 //!   ReclaimTask ◄── progress ─────┤
-//!     .await, wait ◄── end ───────┘  word, then futex, then wakers
+//!     .await, wait ◄── end ───────┘  word, then futex, then the waker
 //! ```
 //!
 //! # Invariants
 //!
-//! - A task is in `TASKS` until it has come to its end; who claimed it runs its turn.
+//! - A task is in `TASKS` until it has come to its end: it waits for its turn, or is at it, and then is who claimed it the only one.
 //! - `end` is set once, after `progress` has its last value; wakers are taken after that. A poller
 //!   leaves its waker first and looks at `end` then, so one of the two sees the other.
 //! - No lock of this file is held while code of the program runs.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use memcg_accounting::GroupRef;
@@ -27,10 +28,11 @@ use memcg_shrink::{Errand, ErrandEnd, futex_wait, futex_wake};
 
 use crate::error::Error;
 use crate::group::{self, Group};
-use crate::guarded::{drop_all, wake_all};
+use crate::guarded::guarded;
 use crate::path;
 use crate::process::ENGINE;
 use crate::scope;
+use crate::wakers::{self, Wakers};
 
 const RUNNING: u32 = 0;
 const MET: u32 = 1;
@@ -48,14 +50,20 @@ struct Task {
     progress: AtomicU64,
     end: AtomicU32,
     is_cancelled: AtomicBool,
-    /// Some worker has a turn at it. Changes under the lock of `TASKS`.
-    is_claimed: AtomicBool,
     errand: Lock<Errand>,
-    wakers: Lock<Vec<Waker>>,
+    waker: Wakers,
 }
 
-/// All tasks that have not ended, and whose turn is next.
-static TASKS: Lock<(Vec<Arc<Task>>, usize)> = Lock::new((Vec::new(), 0));
+/// All tasks that have not ended.
+struct Tasks {
+    /// First come, first served.
+    waiting: VecDeque<Arc<Task>>,
+    /// At most one for each worker.
+    at_their_turn: Vec<Arc<Task>>,
+}
+
+static TASKS: Lock<Tasks> =
+    Lock::new(Tasks { waiting: VecDeque::new(), at_their_turn: Vec::new() });
 
 impl Task {
     fn result(&self) -> Option<Result<u64, Error>> {
@@ -76,8 +84,8 @@ impl Task {
         self.end.store(end, Ordering::Release);
         futex_wake(&self.end, i32::MAX);
         // Taken after the store: who comes later finds the end.
-        let wakers = std::mem::take(&mut *lock(&self.wakers));
-        wake_all(wakers);
+        wakers::wake_later(self.waker.take());
+        ENGINE.ring();
     }
 
     /// One turn; answers the end, if it came to it.
@@ -99,30 +107,22 @@ impl Task {
     }
 }
 
-impl Drop for Task {
-    fn drop(&mut self) {
-        drop_all(&self.wakers);
-    }
-}
-
 /// Does a turn of the task whose turn it is; `false`: none is free.
 pub(crate) fn serve(run: &mut dyn FnMut(&mut Errand)) -> bool {
     let Some(task) = claim() else { return false };
     let end = task.turn(run);
-    let kept = {
+    let kept = scope::unaccounted(|| {
         let mut tasks = lock(&TASKS);
-        task.is_claimed.store(false, Ordering::Relaxed);
-        let at = tasks.0.iter().position(|other| Arc::ptr_eq(other, &task));
-        match at.filter(|_| end.is_some()) {
-            Some(at) => {
-                if tasks.1 > at {
-                    tasks.1 -= 1;
-                }
-                Some(tasks.0.remove(at))
-            }
-            None => None,
+        let Tasks { waiting, at_their_turn } = &mut *tasks;
+        let at = at_their_turn.iter().position(|other| Arc::ptr_eq(other, &task));
+        let kept = at.map(|at| at_their_turn.swap_remove(at));
+        if end.is_none() {
+            waiting.extend(kept);
+            None
+        } else {
+            kept
         }
-    };
+    });
     if let Some(end) = end {
         ENGINE.end_task();
         task.finish(end);
@@ -133,16 +133,12 @@ pub(crate) fn serve(run: &mut dyn FnMut(&mut Errand)) -> bool {
 }
 
 fn claim() -> Option<Arc<Task>> {
-    let mut tasks = lock(&TASKS);
-    let (all, next) = &mut *tasks;
-    for step in 0..all.len() {
-        let at = (*next + step) % all.len();
-        if !all[at].is_claimed.swap(true, Ordering::Relaxed) {
-            *next = (at + 1) % all.len();
-            return Some(all[at].clone());
-        }
-    }
-    None
+    scope::unaccounted(|| {
+        let mut tasks = lock(&TASKS);
+        let task = tasks.waiting.pop_front()?;
+        tasks.at_their_turn.push(task.clone());
+        Some(task)
+    })
 }
 
 /// Reclaim that goes on by itself: see [`Group::reclaim_async`].
@@ -223,7 +219,7 @@ impl Future for ReclaimTask {
         if let Some(result) = self.task.result() {
             return Poll::Ready(result);
         }
-        leave_waker(&self.task.wakers, context.waker());
+        self.task.waker.leave_last(context.waker());
         match self.task.result() {
             Some(result) => Poll::Ready(result),
             None => Poll::Pending,
@@ -231,20 +227,16 @@ impl Future for ReclaimTask {
     }
 }
 
-/// Leaves a copy of `waker` in `place`, unless one is there that wakes the same task.
-pub(crate) fn leave_waker(place: &Lock<Vec<Waker>>, waker: &Waker) {
-    // Code of the program: not under the lock.
-    let copy = waker.clone();
-    let spare = scope::unaccounted(|| {
-        let mut wakers = lock(place);
-        if wakers.iter().any(|other| other.will_wake(&copy)) {
-            Some(copy)
-        } else {
-            wakers.push(copy);
-            None
+impl Drop for ReclaimTask {
+    /// Nobody waits any more: the waker goes, the reclaim goes on.
+    fn drop(&mut self) {
+        // Of one that has ended it was taken; in the child of a fork that is all of them.
+        if !self.is_done() {
+            for waker in self.task.waker.take() {
+                guarded(|| drop(waker));
+            }
         }
-    });
-    drop(spare);
+    }
 }
 
 impl Group {
@@ -309,13 +301,12 @@ impl Group {
                 progress: AtomicU64::new(0),
                 end: AtomicU32::new(if is_installed { RUNNING } else { SHORT }),
                 is_cancelled: AtomicBool::new(false),
-                is_claimed: AtomicBool::new(false),
                 errand: Lock::new(Errand::new(self.as_ref(), bytes)),
-                wakers: Lock::new(Vec::new()),
+                waker: Wakers::new(),
             })
         });
         if is_installed {
-            scope::unaccounted(|| lock(&TASKS).0.push(task.clone()));
+            scope::unaccounted(|| lock(&TASKS).waiting.push_back(task.clone()));
             ENGINE.add_task();
             ENGINE.summon();
         }
@@ -342,12 +333,12 @@ pub(crate) unsafe fn unlock_all() {
 pub(crate) fn after_fork() {
     ENGINE.forget_tasks();
     let mut tasks = lock(&TASKS);
-    for task in &tasks.0 {
+    let Tasks { waiting, at_their_turn } = &mut *tasks;
+    for task in waiting.iter().chain(&*at_their_turn) {
         task.end.store(CANCELLED, Ordering::Release);
     }
     // What they hold is kept: the locks inside may have been taken by threads that are gone.
-    let ended = std::mem::take(&mut tasks.0);
-    tasks.1 = 0;
+    let ended = (std::mem::take(waiting), std::mem::take(at_their_turn));
     drop(tasks);
     std::mem::forget(ended);
 }

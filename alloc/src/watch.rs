@@ -20,6 +20,7 @@ use crate::notice::{self, State};
 use crate::path::{self, Path};
 use crate::process::ENGINE;
 use crate::scope;
+use crate::wakers::{Ticket, Wakers};
 
 /// What a [`Watch`] waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +122,7 @@ impl Watch {
     /// A future that is ready when there is news, which it takes.
     ///
     /// Wakers are woken by the worker, never inside an allocation. Works with every executor, and
-    /// any number of futures may wait on one value.
+    /// any number of futures may wait on one value. Dropping one takes its waker along.
     ///
     /// # Examples
     ///
@@ -138,15 +139,20 @@ impl Watch {
     /// # Ok::<(), memcg::Error>(())
     /// ```
     pub fn changed(&self) -> Changed<'_> {
-        Changed { watch: self }
+        Changed { watch: self, ticket: None }
     }
 
-    /// Ready when there is news, which it takes: what [`changed`](Watch::changed) polls.
+    /// Ready when there is news, which it takes. Of several that poll one value so, the last is
+    /// woken; [`changed`](Watch::changed) is for several.
     pub fn poll_changed(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.poll_with(|wakers| wakers.leave_last(context.waker()))
+    }
+
+    fn poll_with(&self, leave: impl FnOnce(&Wakers)) -> Poll<()> {
         if self.try_wait() {
             return Poll::Ready(());
         }
-        self.state.leave_waker(context.waker());
+        leave(self.state.wakers());
         if self.state.take() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
@@ -183,13 +189,25 @@ impl AsRawFd for Watch {
 #[must_use = "futures do nothing unless polled"]
 pub struct Changed<'a> {
     watch: &'a Watch,
+    ticket: Option<Ticket>,
 }
 
 impl Future for Changed<'_> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        self.watch.poll_changed(context)
+        let Changed { watch, ticket } = self.get_mut();
+        watch.poll_with(|wakers| wakers.leave(ticket, context.waker()))
+    }
+}
+
+impl Drop for Changed<'_> {
+    /// Takes its waker along.
+    fn drop(&mut self) {
+        // Where there is news for good, the wakers were taken or are about to be.
+        if self.ticket.is_some() && !self.watch.is_closed() {
+            self.watch.state.wakers().forget(self.ticket);
+        }
     }
 }
 
@@ -215,8 +233,8 @@ impl Group {
     /// Any number of watches may be on one group, the root too. Each takes a file descriptor and
     /// about 300 bytes, charged to nobody. News is delivered by the worker, never inside an
     /// allocation: a charge that makes some sets a flag and wakes the worker. A charge of a group
-    /// that nobody watches pays one load. To add a watch, to end one and to deliver news is `O(watches
-    /// of the group)`: with thousands on one group let one stand for many.
+    /// that nobody watches pays one load. To add a watch and to end one takes `O(log watches)`, and
+    /// news as much beside the watches that it is for.
     ///
     /// - [`Threshold::Usage`] is edge-triggered, and a crossing there and back is not missed. It
     ///   sees usage as limits do: threads charge up to 32 KiB ahead and keep what is freed for a

@@ -375,3 +375,35 @@ fn the_child_of_a_fork_is_told_nothing_and_tells_nothing() {
     assert!(watch.wait(PATIENCE));
     drop(object);
 }
+
+#[test]
+fn a_future_that_is_dropped_takes_its_waker_along() {
+    struct Task;
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {}
+    }
+    let _running = running();
+    let group = Group::root().create("impatient").expect("fresh");
+    let watch = usage(&group, MIB);
+    let reclaim = group.reclaim_async(1 << 40);
+    let task = Arc::new(Task);
+    let waker = Waker::from(task.clone());
+    let mut context = Context::from_waker(&waker);
+    for _ in 0..5000 {
+        let mut changed = pin!(watch.changed());
+        assert!(changed.as_mut().poll(&mut context).is_pending());
+        assert!(changed.poll(&mut context).is_pending());
+        assert!(watch.poll_changed(&mut context).is_pending());
+    }
+    // One of whoever polls without a future.
+    assert_eq!(Arc::strong_count(&task), 3);
+    let mut reclaim = Box::pin(reclaim);
+    drop(reclaim.as_mut().poll(&mut context));
+    drop(reclaim);
+    drop(watch);
+    let start = Instant::now();
+    while Arc::strong_count(&task) != 2 {
+        assert!(start.elapsed() < PATIENCE, "{}", Arc::strong_count(&task));
+        thread::sleep(MS);
+    }
+}
