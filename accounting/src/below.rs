@@ -4,7 +4,7 @@
 //! # Invariants
 //!
 //! - A group has one from before its first child is there until it is gone itself.
-//! - Links and numbers change under the topology lock, claims and inherited contexts under the stripe lock of
+//! - The link and `nr_children` change under the topology lock, `nr_descendants` as one step each, claims and inherited contexts under the stripe lock of
 //!   the tree. Events are counted by several trees at once where the group is the untracked root.
 
 use crate::event::EventCounters;
@@ -68,6 +68,19 @@ impl Below {
             number.store(0, Ordering::Relaxed);
         }
         self.index.store(index, Ordering::Relaxed);
+    }
+
+    /// One group more is to be below, if there are less than `max`. Release, as in `leave`: whoever checks
+    /// the number sees the walk that it belongs to (`walks.rs`).
+    pub(crate) fn join(&self, max: u32) -> bool {
+        let nr = &self.nr_descendants;
+        nr.fetch_update(Ordering::Release, Ordering::Relaxed, |nr| (nr < max).then_some(nr + 1))
+            .is_ok()
+    }
+
+    /// One group less is below.
+    pub(crate) fn leave(&self) {
+        self.nr_descendants.fetch_sub(1, Ordering::Release);
     }
 
     pub(crate) fn index(&self) -> u32 {

@@ -3,6 +3,9 @@
 //! What is found may go right after: an answer with a handle keeps its group, one without is
 //! for who holds something else that does.
 //!
+//! The topology lock is held for one step at a time, never for a walk: whoever makes or ends a group
+//! needs it.
+//!
 //! Source: `mem_cgroup_iter` in `mm/memcontrol.c`, whose walks are pre-order too.
 
 use crate::Tree;
@@ -10,7 +13,7 @@ use crate::context::Tag;
 use crate::gate::step;
 use crate::group::{Group, GroupRef, State};
 use crate::name::Name;
-use crate::sync::{Ordering, lock};
+use crate::sync::lock;
 use crate::table::NONE;
 use crate::topology::bytes_of;
 use crate::tree::Root;
@@ -20,14 +23,24 @@ use crate::tree::Weakened;
 impl Tree {
     /// The online group at `path`, with a handle: `/` is the root, `/a/b` a grandchild.
     pub fn lookup(&self, path: &str) -> Option<GroupRef> {
-        let path = path.strip_prefix('/')?;
-        let topology = lock(&self.topology);
-        let mut slot = 0;
-        for name in path.split('/').filter(|_| !path.is_empty()) {
-            slot = topology.find(self, slot, name.as_bytes())?;
+        let path = path.strip_prefix('/').filter(|_| self.is_made())?;
+        let mut at = GroupRef::ROOT;
+        if path.is_empty() {
+            return self.try_get(at).then_some(at);
         }
-        let group = self.groups.get(slot)?;
-        self.try_get_locked(Tree::ref_to(slot, group))
+        let mut names = path.split('/').map(str::as_bytes).peekable();
+        while let Some(name) = names.next() {
+            let hash = self.key.hash(at.index, name);
+            let topology = lock(&self.topology);
+            // One that has gone since the last step has taken all below it with it.
+            self.group(at).filter(|group| group.state() == State::Online)?;
+            let slot = topology.index.find(&self.groups, at.index, name, hash)?;
+            at = Tree::ref_to(slot, self.groups.get(slot)?);
+            if names.peek().is_none() {
+                return self.try_get_locked(at);
+            }
+        }
+        None
     }
 
     /// The parent, with a handle; `None` for the root.
@@ -94,89 +107,63 @@ impl Tree {
         self.group(group).map_or(Name::EMPTY, |record| Name::copy_of(bytes_of(record)))
     }
 
-    /// The first online child of `group`, or the one after the child `after`; with a handle.
+    /// The first online child of `group`, or the one after the child `after`, of which the caller has a
+    /// handle; with a handle.
     pub fn next_child(&self, group: GroupRef, after: Option<GroupRef>) -> Option<GroupRef> {
         let _topology = lock(&self.topology);
-        let mut slot = match after {
+        let slot = match after {
             None => self.group(group)?.first_child(),
             Some(after) => self.group(after)?.next_sibling(),
         };
-        while let Some(child) = self.groups.get(slot) {
-            if let Some(found) = self.try_get_locked(Tree::ref_to(slot, child)) {
-                return Some(found);
-            }
-            slot = child.links.next.load(Ordering::Relaxed);
-        }
-        None
+        self.get_at(slot)
+    }
+
+    /// A handle to the group in `slot`, which is in a list of children: so it is online. Called with the
+    /// topology locked.
+    fn get_at(&self, slot: u32) -> Option<GroupRef> {
+        self.try_get_locked(Tree::ref_to(slot, self.groups.get(slot)?))
     }
 
     /// The group after `after` in the pre-order of the subtree of `top`, with a handle; first
     /// `top` itself. The caller has a handle to `after`.
     pub fn next_in_subtree(&self, top: GroupRef, after: Option<GroupRef>) -> Option<GroupRef> {
-        self.next_in_subtree_where(top, after, |_| true)
-    }
-
-    /// The same, passing over groups that `wanted` does not want. `wanted` runs under the
-    /// topology lock: it only looks.
-    pub fn next_in_subtree_where(
-        &self,
-        top: GroupRef,
-        after: Option<GroupRef>,
-        wanted: impl Fn(GroupRef) -> bool,
-    ) -> Option<GroupRef> {
-        let _topology = lock(&self.topology);
-        let mut slot = match after {
-            None => {
-                self.group(top)?;
-                top.index
-            }
-            Some(after) => {
-                self.group(after)?;
-                self.step(top.index, after.index)?
-            }
+        let Some(after) = after else {
+            return self.try_get(top).then_some(top);
         };
-        loop {
-            let group = Tree::ref_to(slot, self.groups.get(slot)?);
-            if wanted(group)
-                && let Some(found) = self.try_get_locked(group)
-            {
-                return Some(found);
-            }
-            slot = self.step(top.index, slot)?;
-        }
-    }
-
-    /// The slot after `slot` in pre-order below `top`.
-    fn step(&self, top: u32, mut slot: u32) -> Option<u32> {
-        let child = self.groups.get(slot)?.first_child();
-        if child != NONE {
+        if let Some(child) = self.next_child(after, None) {
             return Some(child);
         }
+        let mut slot = after.index;
+        loop {
+            slot = self.last_with_sibling(top.index, slot)?;
+            let _topology = lock(&self.topology);
+            let next = self.groups.get(slot)?.next_sibling();
+            if let Some(found) = self.get_at(next) {
+                return Some(found);
+            }
+            // The sibling went in between, and no other comes: new ones come first.
+        }
+    }
+
+    /// Of the group in `slot` and its ancestors below `top` the lowest that has a next sibling. Without
+    /// the lock, for it is a walk over depth: the caller's handle keeps all levels, and none has another
+    /// parent ever.
+    fn last_with_sibling(&self, top: u32, mut slot: u32) -> Option<u32> {
         while slot != top {
             let group = self.groups.get(slot)?;
-            let next = group.links.next.load(Ordering::Relaxed);
-            if next != NONE {
-                return Some(next);
+            if group.next_sibling() != NONE {
+                return Some(slot);
             }
             slot = group.parent();
         }
         None
     }
 
-    /// Whether `group` is `top` or below it.
+    /// Whether `group` is `top` or below it. `O(depth)`, under the lock of its tree.
     pub fn is_in_subtree(&self, top: GroupRef, group: GroupRef) -> bool {
-        let _topology = lock(&self.topology);
-        self.group(group).is_some()
-            && self.ancestors(group.index).any(|(slot, level)| Tree::ref_to(slot, level) == top)
-    }
-
-    pub(crate) fn usage_of_children(&self) -> u64 {
-        let _topology = lock(&self.topology);
-        let first = self.groups.get(0).map(Group::first_child);
-        let children =
-            core::iter::successors(first.and_then(|slot| self.groups.get(slot)), |child| {
-                self.groups.get(child.links.next.load(Ordering::Relaxed))
-            });
-        children.map(|child| child.counter.usage()).sum()
+        // A group that has not ended keeps its ancestors, and it ends under this lock.
+        self.lock_group(group).is_some_and(|_guard| {
+            self.ancestors(group.index).any(|(slot, level)| Tree::ref_to(slot, level) == top)
+        })
     }
 }

@@ -104,6 +104,9 @@ pub struct Settings {
     pub min: u64,
     /// The policy at the limit; `None` copies the parent's.
     pub on_limit: Option<OnLimit>,
+    /// How many levels there may be below it; `None`: [`DEPTH`](crate::DEPTH) below the top of a tree, else no
+    /// bound of its own.
+    pub max_depth: Option<Limit>,
 }
 
 /// Where a group stands in its life.
@@ -116,6 +119,11 @@ pub(crate) enum State {
     Online,
     /// Its last handle and child are gone; `offline` has yet to run.
     Dying,
+}
+
+/// A bound on a number of groups or levels as a word: `u32::MAX` for none, or for more than there can be.
+fn number_of(limit: Limit) -> u32 {
+    limit.bytes().and_then(|bound| u32::try_from(bound).ok()).unwrap_or(u32::MAX)
 }
 
 /// What `life` holds: the state, the length of the name, the stripe.
@@ -161,7 +169,8 @@ pub(crate) struct Links {
     /// The next group in the same bucket of the name index.
     pub(crate) same_bucket: AtomicU32,
     /// `u32::MAX`, as many as there can be, for no bound.
-    pub(crate) max_descendants: AtomicU32,
+    max_descendants: AtomicU32,
+    max_depth: AtomicU32,
 }
 
 impl Record for Group {
@@ -180,6 +189,7 @@ impl Record for Group {
                 prev: none(),
                 same_bucket: none(),
                 max_descendants: AtomicU32::new(u32::MAX),
+                max_depth: AtomicU32::new(u32::MAX),
             },
             generation: zero(),
             life: AtomicU32::new(State::Free as u32),
@@ -223,7 +233,8 @@ impl Group {
         for word in [&links.next, &links.prev] {
             word.store(NONE, Ordering::Relaxed);
         }
-        links.max_descendants.store(u32::MAX, Ordering::Relaxed);
+        self.set_max_descendants(Limit::Max);
+        self.set_max_depth(Limit::Max);
         self.context.store(context, Ordering::Relaxed);
         self.exact_until.store(0, Ordering::Relaxed);
         self.reclaimed.store(0, Ordering::Relaxed);
@@ -327,6 +338,30 @@ impl Group {
     /// Online and dying groups below it.
     pub(crate) fn nr_descendants(&self) -> u32 {
         self.of_below(|below| &below.nr_descendants).unwrap_or(0)
+    }
+
+    pub(crate) fn max_descendants(&self) -> u32 {
+        self.links.max_descendants.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_max_descendants(&self, limit: Limit) {
+        self.links.max_descendants.store(number_of(limit), Ordering::Relaxed);
+    }
+
+    /// Levels that there may be below it; `u32::MAX`: no bound.
+    pub(crate) fn max_depth_word(&self) -> u32 {
+        self.links.max_depth.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn max_depth(&self) -> Limit {
+        match self.max_depth_word() {
+            u32::MAX => Limit::Max,
+            levels => Limit::Bytes(levels.into()),
+        }
+    }
+
+    pub(crate) fn set_max_depth(&self, limit: Limit) {
+        self.links.max_depth.store(number_of(limit), Ordering::Relaxed);
     }
 
     /// Events of the group itself: those of its subtree without those below it. Called with the stripe locked;

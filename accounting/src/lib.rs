@@ -34,6 +34,8 @@ mod finding;
 mod gate;
 mod group;
 mod hands;
+mod hash;
+mod index;
 mod limit;
 mod name;
 mod protection;
@@ -46,6 +48,7 @@ pub mod table;
 mod topology;
 mod tree;
 mod verify;
+mod walks;
 mod watch;
 
 pub use barrier::{Barrier, BarrierKind};
@@ -63,7 +66,7 @@ pub use reading::Child;
 pub use request::Request;
 pub use source::{SYSTEM, Source};
 pub use stock::{Entry, MAX_UNSPENT, NotHandedOver, Stock, UnchargeLog};
-pub use topology::{CreateError, Dying};
+pub use topology::{CreateError, DEPTH, Dying};
 pub use tree::{Root, Tree};
 pub use watch::{Bell, EventSet, NoWatch, Seen, Window};
 

@@ -18,6 +18,13 @@ pub struct Name {
 impl Name {
     pub(crate) const EMPTY: Name = Name { len: 0, bytes: [0; MAX_LEN] };
 
+    /// What fits of `text`, in whole characters; `false` with it: that is not all.
+    #[must_use]
+    pub fn cut(text: &str) -> (Name, bool) {
+        let fits = &text[..text.floor_char_boundary(MAX_LEN)];
+        (Name::copy_of(fits.as_bytes()), fits.len() == text.len())
+    }
+
     /// Copies `text`, of which the first [`MAX_LEN`] bytes count.
     pub(crate) fn copy_of(text: &[u8]) -> Name {
         let len = text.len().min(MAX_LEN);
@@ -185,6 +192,20 @@ mod tests {
         assert_eq!(check("a\0b"), Err(NameError::Separator));
         assert_eq!(check(&"x".repeat(255)), Ok(()));
         assert_eq!(check(&"x".repeat(256)), Err(NameError::TooLong));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_cut_between_characters() {
+        let cut = |text: &str| {
+            let (name, is_whole) = Name::cut(text);
+            (name.as_str().len(), is_whole)
+        };
+        assert_eq!(
+            [cut(""), cut("acme"), cut(&"x".repeat(255))],
+            [(0, true), (4, true), (255, true)]
+        );
+        assert_eq!([cut(&"x".repeat(256)), cut(&"…".repeat(86))], [(255, false), (255, false)]);
+        assert_eq!(cut(&"é".repeat(128)), (254, false));
     }
 
     #[test]

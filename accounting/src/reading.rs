@@ -9,8 +9,12 @@ use crate::limit::Limit;
 use crate::name::Name;
 use crate::sync::lock;
 use crate::table::NONE;
-use crate::topology::bytes_of;
 use crate::tree::Root;
+
+/// Children that a walk looks at before it lets others have the topology lock.
+const STEP: usize = 256;
+/// Attempts at a walk over children, where some end in the middle of it.
+const WALKS: usize = 4;
 
 /// A child, as it was.
 #[derive(Clone, Copy, Debug)]
@@ -43,10 +47,11 @@ impl Tree {
     }
 
     /// Bytes charged to `group` and below, as limits see them: one load. The untracked root
-    /// has no counter; it answers the sum of its children.
+    /// has no counter; it answers the sum of what trees have charged, by a load for each lock.
     pub fn usage(&self, group: GroupRef) -> u64 {
         if group.is_root() && self.root_kind() == Root::Untracked {
-            return self.usage_of_children();
+            let usages = (0..Tree::nr_stripes()).map(|stripe| self.usage_of_trees(stripe));
+            return usages.fold(0, u64::wrapping_add);
         }
         self.group(group).map_or(0, |record| record.counter.usage())
     }
@@ -69,25 +74,48 @@ impl Tree {
     }
 
     /// The `N` largest children of `group`, largest first, each with its usage: names by value,
-    /// for the groups may be gone when they are told of. `O(children)` under the topology lock.
+    /// for the groups may be gone when they are told of.
+    ///
+    /// `O(children)`, some at a time under the topology lock. Where children end just as the walk
+    /// comes to them, time after time, it answers what it found until then.
     pub fn largest_children<const N: usize>(&self, group: GroupRef) -> [Option<Child>; N] {
-        let _topology = lock(&self.topology);
-        let mut largest = [const { None::<(u32, u64)> }; N];
-        let mut slot = self.group(group).map_or(NONE, |record| record.first_child());
-        while let Some(child) = self.groups.get(slot) {
-            let mut next = Some((slot, child.counter.usage()));
-            for place in &mut largest {
-                if place.is_none_or(|(_, usage)| next.is_some_and(|(_, new)| new > usage)) {
-                    core::mem::swap(place, &mut next);
-                }
+        let mut largest = [const { None::<(GroupRef, u64)> }; N];
+        for _ in 0..WALKS {
+            largest = [const { None }; N];
+            if self.find_largest(group, &mut largest) {
+                break;
             }
-            slot = child.next_sibling();
         }
         largest.map(|found| {
-            let (slot, usage) = found?;
-            let name = Name::copy_of(bytes_of(self.groups.get(slot)?));
-            Some(Child { name, usage })
+            let (child, usage) = found?;
+            let name = self.name(child);
+            (!name.as_str().is_empty()).then_some(Child { name, usage })
         })
+    }
+
+    /// `false`: the child where the walk was to go on ended.
+    fn find_largest(&self, group: GroupRef, largest: &mut [Option<(GroupRef, u64)>]) -> bool {
+        let mut at = None;
+        loop {
+            let _topology = lock(&self.topology);
+            let mut slot = match at {
+                None => self.group(group).map_or(NONE, Group::first_child),
+                Some(next) if self.is_online(next) => next.index,
+                Some(_) => return false,
+            };
+            for _ in 0..STEP {
+                let Some(child) = self.groups.get(slot) else { return true };
+                let mut next = Some((Tree::ref_to(slot, child), child.counter.usage()));
+                for place in &mut *largest {
+                    if place.is_none_or(|(_, usage)| next.is_some_and(|(_, new)| new > usage)) {
+                        core::mem::swap(place, &mut next);
+                    }
+                }
+                slot = child.next_sibling();
+            }
+            let Some(next) = self.groups.get(slot) else { return true };
+            at = Some(Tree::ref_to(slot, next));
+        }
     }
 
     /// The hard limit.

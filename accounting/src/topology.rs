@@ -1,6 +1,7 @@
 //! The shape of the tree: names, links, handles, and the end of a group.
 //!
-//! Everything here happens under the topology lock, which charging never takes.
+//! Everything here happens under the topology lock, which charging never takes, but for walks over
+//! depth: those are made before it, so that a deep tree is nobody else's affair.
 //!
 //! # Invariants
 //!
@@ -8,8 +9,10 @@
 //!   are online.
 //! - The step of `handles` to 0 happens under the lock, and with no child left it makes the
 //!   group dying in the same step: nobody finds it by name or walk after that.
-//! - A name is in the index exactly while its group is online; it is readable while its group is
-//!   not free.
+//! - A name is in the index, and a group in the list of its parent's children, exactly while the
+//!   group is online; the name is readable while its group is not free.
+//! - `nr_descendants` of a group is the number of records below it, but for groups that are just
+//!   being made or ended, of which `walks` knows.
 
 use core::fmt;
 
@@ -19,9 +22,10 @@ use crate::context::Tag;
 use crate::counter::OverLimit;
 use crate::gate::step;
 use crate::group::{Group, GroupRef, Settings, State};
+use crate::index::NameIndex;
 use crate::limit::Limit;
 use crate::name::{self, Kept, NameArena, NameError};
-use crate::sync::{AtomicU32, Ordering, lock};
+use crate::sync::{Ordering, lock};
 use crate::table::NONE;
 use crate::tree::Root;
 #[cfg(all(loom, test))]
@@ -39,6 +43,8 @@ pub enum CreateError {
     Gone,
     /// An ancestor, named here, has as many descendants as it may.
     Descendants(OverLimit),
+    /// An ancestor, named here, has as many levels below it as it may.
+    Depth(OverLimit),
     /// The system has no memory for the records.
     NoMemory,
 }
@@ -50,6 +56,7 @@ impl fmt::Display for CreateError {
             CreateError::Exists => f.write_str("a sibling has this name"),
             CreateError::Gone => f.write_str("the parent is not online"),
             CreateError::Descendants(_) => f.write_str("an ancestor's limit on descendants is met"),
+            CreateError::Depth(_) => f.write_str("an ancestor's limit on depth is met"),
             CreateError::NoMemory => f.write_str("no memory for the group's record"),
         }
     }
@@ -69,49 +76,19 @@ impl Dying {
     }
 }
 
+/// Levels below the top of a tree, if nothing else was said: as many as a charge may look at while it
+/// holds a lock that other trees need too.
+pub const DEPTH: u64 = 64;
+
 /// What the topology lock guards beside the groups' links.
 #[derive(Debug)]
 pub(crate) struct Topology {
     names: NameArena,
-    index: NameIndex,
-    next_stripe: u32,
+    pub(crate) index: NameIndex,
+    next_stripe: [u32; 2],
     dying: u32,
     nr_dying: u32,
     nr_groups: u32,
-}
-
-/// Buckets of a fresh index.
-const FIRST_BUCKETS: usize = if cfg!(loom) { 4 } else { 512 };
-
-/// Groups by parent and name: chains through the groups.
-#[derive(Debug)]
-struct NameIndex {
-    buckets: *mut AtomicU32,
-    nr_buckets: usize,
-}
-
-// SAFETY: the buckets belong to the index alone and are tied to no thread.
-unsafe impl Send for NameIndex {}
-
-impl NameIndex {
-    fn bucket(&self, parent: u32, name: &[u8]) -> Option<&AtomicU32> {
-        if self.nr_buckets == 0 {
-            return None;
-        }
-        let index = usize::try_from(hash(parent, name)).ok()? & (self.nr_buckets - 1);
-        // SAFETY: `index` is below `nr_buckets`, a power of two.
-        let bucket = unsafe { self.buckets.add(index) };
-        // SAFETY: buckets are mapped and were initialised by `grow`; `&self` keeps them.
-        Some(unsafe { &*bucket })
-    }
-}
-
-/// FNV-1a, which is enough for names of tenants; chains only cost time.
-fn hash(parent: u32, name: &[u8]) -> u64 {
-    let bytes = parent.to_le_bytes();
-    bytes.iter().chain(name).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }
 
 /// The bytes of a live group's name.
@@ -126,14 +103,16 @@ pub(crate) fn bytes_of(group: &Group) -> &[u8] {
 }
 
 impl Topology {
-    pub(crate) const fn new() -> Self {
-        Self {
-            names: NameArena::new(),
-            index: NameIndex { buckets: core::ptr::null_mut(), nr_buckets: 0 },
-            next_stripe: 0,
-            dying: NONE,
-            nr_dying: 0,
-            nr_groups: 0,
+    crate::const_new! {
+        pub(crate) fn new() -> Self {
+            Self {
+                names: NameArena::new(),
+                index: NameIndex::new(),
+                next_stripe: [0; 2],
+                dying: NONE,
+                nr_dying: 0,
+                nr_groups: 0,
+            }
         }
     }
 
@@ -160,82 +139,16 @@ impl Topology {
         group.bring_online(NONE, None, tag, 0, Kept { bytes: core::ptr::null_mut(), len: 0 });
         if let Some(context) = tree.context(Tag::from_bits(tag)) {
             context.bring_online(slot);
-        }
-        true
-    }
-
-    /// The online child of `parent` with this name.
-    pub(crate) fn find(&self, tree: &Tree, parent: u32, name: &[u8]) -> Option<u32> {
-        let mut slot = self.index.bucket(parent, name)?.load(Ordering::Relaxed);
-        while let Some(group) = tree.groups.get(slot) {
-            if group.parent() == parent && bytes_of(group) == name {
-                return Some(slot);
-            }
-            slot = group.links.same_bucket.load(Ordering::Relaxed);
-        }
-        None
-    }
-
-    fn index_add(&mut self, tree: &Tree, slot: u32, group: &Group) {
-        if let Some(bucket) = self.index.bucket(group.parent(), bytes_of(group)) {
-            group.links.same_bucket.store(bucket.load(Ordering::Relaxed), Ordering::Relaxed);
-            bucket.store(slot, Ordering::Relaxed);
-        }
-        debug_assert!(tree.groups.get(slot).is_some());
-    }
-
-    fn index_remove(&mut self, tree: &Tree, slot: u32, group: &Group) {
-        let Some(mut link) = self.index.bucket(group.parent(), bytes_of(group)) else { return };
-        loop {
-            let at = link.load(Ordering::Relaxed);
-            if at == slot {
-                link.store(group.links.same_bucket.load(Ordering::Relaxed), Ordering::Relaxed);
-                return;
-            }
-            let Some(next) = tree.groups.get(at) else { return };
-            link = &next.links.same_bucket;
-        }
-    }
-
-    /// Keeps the index at no more than one group per bucket. Failing to grow only costs time,
-    /// but there must be a first one.
-    fn grow_index(&mut self, tree: &Tree) -> bool {
-        if (self.nr_groups as usize) < self.index.nr_buckets {
-            return true;
-        }
-        let nr_buckets = (self.index.nr_buckets * 2).max(FIRST_BUCKETS);
-        let bytes = nr_buckets * size_of::<AtomicU32>();
-        let buckets = (tree.source().map)(bytes).cast::<AtomicU32>();
-        if buckets.is_null() {
-            return self.index.nr_buckets != 0;
-        }
-        for i in 0..nr_buckets {
-            // SAFETY: the mapping holds `nr_buckets` words.
-            let bucket = unsafe { buckets.add(i) };
-            // SAFETY: the word is ours and not yet seen by anybody.
-            unsafe { bucket.write(AtomicU32::new(NONE)) };
-        }
-        let old = core::mem::replace(&mut self.index, NameIndex { buckets, nr_buckets });
-        for slot in 1..tree.groups.len() {
-            if let Some(group) = tree.groups.get(slot)
-                && group.state() == State::Online
-            {
-                self.index_add(tree, slot, group);
-            }
-        }
-        if old.nr_buckets != 0 {
-            // SAFETY: the old buckets came from `map` with this size, and nothing refers to
-            // them: every chain was built anew.
-            unsafe {
-                (tree.source().unmap)(old.buckets.cast(), old.nr_buckets * size_of::<AtomicU32>());
-            }
+            // All that there is will be one tree.
+            group.set_max_depth(Limit::Bytes(DEPTH));
         }
         true
     }
 }
 
 impl Tree {
-    /// Makes a child of `parent`, with one handle, which is the caller's.
+    /// Makes a child of `parent`, with one handle, which is the caller's. The caller has a handle to
+    /// `parent`.
     ///
     /// # Errors
     ///
@@ -247,14 +160,39 @@ impl Tree {
         settings: Settings,
     ) -> Result<GroupRef, CreateError> {
         name::check(name).map_err(CreateError::Name)?;
-        let mut topology = lock(&self.topology);
-        let above = self.group(parent).filter(|g| g.state() == State::Online);
+        if !self.is_made() {
+            return Err(CreateError::Gone);
+        }
+        let hash = self.key.hash(parent.index, name.as_bytes());
+        let above = self.group(parent).filter(|group| group.state() == State::Online);
         let above = above.ok_or(CreateError::Gone)?;
-        if topology.find(self, parent.index, name.as_bytes()).is_some() {
+        let _walk = self.walks.begin();
+        self.join(parent.index, above)?;
+        let made = self.create_joined(parent, above, name, hash, settings);
+        if made.is_err() {
+            self.leave(above.parent(), None);
+        }
+        made
+    }
+
+    /// The rest of [`create`](Tree::create), with the ancestors of `parent` expecting one more.
+    fn create_joined(
+        &self,
+        parent: GroupRef,
+        above: &Group,
+        name: &str,
+        hash: u64,
+        settings: Settings,
+    ) -> Result<GroupRef, CreateError> {
+        let mut topology = lock(&self.topology);
+        if above.state() != State::Online || above.generation() != parent.generation {
+            return Err(CreateError::Gone);
+        }
+        let index = &topology.index;
+        if index.find(&self.groups, parent.index, name.as_bytes(), hash).is_some() {
             return Err(CreateError::Exists);
         }
-        self.check_descendants(parent.index)?;
-        if !topology.grow_index(self) {
+        if !index.grow(&self.groups, &self.key, topology.nr_groups, self.source()) {
             return Err(CreateError::NoMemory);
         }
         let below = self.below_of(above)?;
@@ -262,7 +200,15 @@ impl Tree {
         let (Some(group), Some(context)) = (self.groups.get(slot), self.contexts.get(tag)) else {
             return Err(CreateError::NoMemory);
         };
-        let stripe = self.stripe_below(&mut topology, parent, above);
+        if !below.join(above.max_descendants()) {
+            // SAFETY: kept above, and shown to nobody.
+            unsafe { topology.names.give_back(kept) };
+            self.contexts.put(tag);
+            self.groups.put(slot);
+            return Err(CreateError::Descendants(Self::too_many(parent.index, above)));
+        }
+        let max_depth = settings.max_depth.unwrap_or_else(|| self.depth_below(parent));
+        let stripe = self.stripe_below(&mut topology, parent, above, max_depth);
         {
             let _guard = step!(self, MoveLock).then(|| self.lock_stripe(context.stripe()));
             context.move_to(stripe);
@@ -272,13 +218,14 @@ impl Tree {
             context.bring_online(slot);
             let up = self.counts(parent.index).then_some(above);
             group.bring_online(parent.index, up, tag, stripe, kept);
+            group.set_max_depth(max_depth);
             group.counter.set_max(settings.max);
             group.counter.set_high(settings.high);
             group.counter.set_low(settings.low);
             group.counter.set_min(settings.min);
             group.set_on_limit(settings.on_limit.unwrap_or_else(|| above.on_limit()));
         }
-        topology.index_add(self, slot, group);
+        topology.index.add(slot, group, hash);
         topology.nr_groups += 1;
         self.link(slot, group, below);
         Ok(Tree::ref_to(slot, group))
@@ -317,30 +264,84 @@ impl Tree {
         Ok((slot, tag, kept))
     }
 
-    /// The lock of a new child: the parent's, or for a new top-level tree the next in turn.
-    fn stripe_below(&self, topology: &mut Topology, parent: GroupRef, above: &Group) -> u32 {
-        if !parent.is_root() || self.root_kind() == Root::Accounted {
+    /// The lock of a new child: the parent's, or for a new top-level tree the next in turn, of those
+    /// for deep trees where it may become one.
+    fn stripe_below(
+        &self,
+        topology: &mut Topology,
+        parent: GroupRef,
+        above: &Group,
+        max_depth: Limit,
+    ) -> u32 {
+        if !self.is_top_of_trees(parent) {
             return above.stripe();
         }
-        topology.next_stripe = (topology.next_stripe + 1) % Tree::nr_stripes();
-        topology.next_stripe
+        let is_deep = max_depth > Limit::Bytes(DEPTH);
+        let next = &mut topology.next_stripe[usize::from(is_deep)];
+        *next = next.wrapping_add(1);
+        Tree::stripe_of(is_deep, *next)
     }
 
-    fn check_descendants(&self, parent: u32) -> Result<(), CreateError> {
-        for (slot, group) in self.ancestors(parent) {
-            let nr = group.nr_descendants();
-            let max = group.links.max_descendants.load(Ordering::Relaxed);
-            if nr >= max {
-                let group = Tree::ref_to(slot, group);
-                return Err(CreateError::Descendants(OverLimit {
-                    group,
-                    requested: 1,
-                    usage: nr.into(),
-                    max: max.into(),
-                }));
-            }
+    /// Whether children of `group` are trees of their own, each with its lock.
+    fn is_top_of_trees(&self, group: GroupRef) -> bool {
+        group.is_root() && self.root_kind() == Root::Untracked
+    }
+
+    /// How many levels a new child of `parent` may have below it, if nothing was said.
+    fn depth_below(&self, parent: GroupRef) -> Limit {
+        if self.is_top_of_trees(parent) { Limit::Bytes(DEPTH) } else { Limit::Max }
+    }
+
+    /// Has the ancestors of the group `parent`, which is `above`, expect one group more, if each of
+    /// them may have one. What `parent` itself may have is decided with the topology locked.
+    ///
+    /// A walk over depth, without a lock: the caller's handle keeps all levels.
+    fn join(&self, parent: u32, above: &Group) -> Result<(), CreateError> {
+        if above.max_depth_word() == 0 {
+            return Err(CreateError::Depth(Self::too_deep(parent, above, 0)));
+        }
+        if above.nr_descendants() >= above.max_descendants() {
+            return Err(CreateError::Descendants(Self::too_many(parent, above)));
+        }
+        for (levels, (slot, group)) in (1..).zip(self.ancestors(above.parent())) {
+            let refused = if levels >= group.max_depth_word() {
+                CreateError::Depth(Self::too_deep(slot, group, levels))
+            } else if group.below().is_none_or(|below| below.join(group.max_descendants())) {
+                continue;
+            } else {
+                CreateError::Descendants(Self::too_many(slot, group))
+            };
+            self.leave(above.parent(), Some(slot));
+            return Err(refused);
         }
         Ok(())
+    }
+
+    /// Has the group in `slot` and its ancestors, up to that in `end`, expect one group less.
+    fn leave(&self, slot: u32, end: Option<u32>) {
+        for (_, group) in self.ancestors(slot).take_while(|(slot, _)| Some(*slot) != end) {
+            if let Some(below) = group.below() {
+                below.leave();
+            }
+        }
+    }
+
+    fn too_deep(slot: u32, group: &Group, levels: u32) -> OverLimit {
+        OverLimit {
+            group: Tree::ref_to(slot, group),
+            requested: 1,
+            usage: levels.into(),
+            max: group.max_depth_word().into(),
+        }
+    }
+
+    fn too_many(slot: u32, group: &Group) -> OverLimit {
+        OverLimit {
+            group: Tree::ref_to(slot, group),
+            requested: 1,
+            usage: group.nr_descendants().into(),
+            max: group.max_descendants().into(),
+        }
     }
 
     /// The group in `slot` and all above it, the root too.
@@ -360,14 +361,6 @@ impl Tree {
         }
         above.first_child.store(slot, Ordering::Relaxed);
         above.nr_children.fetch_add(1, Ordering::Relaxed);
-        for below in self.belows_above(group) {
-            below.nr_descendants.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// What each ancestor of a group that is in the tree knows of those below it.
-    fn belows_above(&self, group: &Group) -> impl Iterator<Item = &Below> {
-        self.ancestors(group.parent()).filter_map(|(_, ancestor)| ancestor.below())
     }
 
     fn unlink(&self, group: &Group, above: &Below) {
@@ -380,9 +373,8 @@ impl Tree {
         if let Some(next) = self.groups.get(next) {
             next.links.prev.store(prev, Ordering::Relaxed);
         }
-        above.nr_children.fetch_sub(1, Ordering::Relaxed);
-        for below in self.belows_above(group) {
-            below.nr_descendants.fetch_sub(1, Ordering::Relaxed);
+        for link in [&group.links.next, &group.links.prev] {
+            link.store(NONE, Ordering::Relaxed);
         }
     }
 
@@ -435,7 +427,10 @@ impl Tree {
         if !unused {
             return None;
         }
-        topology.index_remove(self, slot, group);
+        topology.index.remove(&self.groups, &self.key, slot, group);
+        if let Some(below) = self.groups.get(group.parent()).and_then(Group::below) {
+            self.unlink(group, below);
+        }
         group.set_state(State::Dying);
         topology.nr_dying += 1;
         Some(Dying(Tree::ref_to(slot, group)))
@@ -448,13 +443,17 @@ impl Tree {
     #[must_use = "a dying group must be taken offline"]
     pub fn offline(&self, dying: Dying) -> Option<Dying> {
         let slot = dying.0.index;
-        let mut topology = lock(&self.topology);
+        // Nobody else ends it, and until then it keeps its ancestors.
         let group = self.group(dying.0)?;
         let parent = group.parent();
         let above = self.groups.get(parent)?;
         let below = above.below()?;
-        self.forward(group, above);
-        self.unlink(group, below);
+        let heir = Tree::ref_to(parent, above);
+        let _walk = self.walks.begin();
+        self.leave(parent, None);
+        let mut topology = lock(&self.topology);
+        let usage = self.forward(group, above);
+        below.nr_children.fetch_sub(1, Ordering::Relaxed);
         // SAFETY: the name was kept when the group was made, and nobody reads it once the group
         // is free, which it becomes under this same lock.
         unsafe { topology.names.give_back(group.kept_name()) };
@@ -471,29 +470,43 @@ impl Tree {
             self.belows.put(below.index());
         }
         self.groups.put(slot);
-        self.die_if_unused(&mut topology, parent)
+        let next = self.die_if_unused(&mut topology, parent);
+        drop(topology);
+        self.note_inherited(heir, usage);
+        next
     }
 
-    /// Makes the group's context lead to the parent's.
-    fn forward(&self, group: &Group, above: &Group) {
+    /// Makes the group's context lead to the parent's; answers what is charged to it.
+    fn forward(&self, group: &Group, above: &Group) -> u64 {
         let _guard = self.lock_stripe(group.stripe());
         self.end_protection(group);
         let tag = Tag::from_bits(group.context());
         let target = Tag::from_bits(above.context());
-        let Some(context) = self.context(tag) else { return };
         let usage = group.counter.usage();
-        // Nothing that is charged, nothing to be found: a deep chain of empty groups ends fast.
-        let levels = (usage != 0).then(|| self.chain(group.parent()));
-        for (_, above) in levels.into_iter().flatten() {
-            above.add_reclaimed(usage);
-        }
-        if !target.is_nobody() {
+        let Some(context) = self.context(tag) else { return usage };
+        if target.is_nobody() {
+            self.sub_from_trees(group.stripe(), usage);
+        } else {
             above.add_inherited_contexts(group.inherited_contexts() + 1);
         }
         // INVARIANT: the target is pinned before anything leads to it.
         self.pin_target(target);
         context.forward_to(target);
         self.unpin_locked(tag);
+        usage
+    }
+
+    /// `usage` bytes have become `heir`'s: there may be something to be found. If it is gone itself by
+    /// now, they are among those that its own heir was told of.
+    fn note_inherited(&self, heir: GroupRef, usage: u64) {
+        if usage == 0 || !self.counts(heir.index) {
+            return;
+        }
+        if let Some((_guard, _)) = self.lock_group(heir) {
+            for (_, level) in self.chain(heir.index) {
+                level.add_reclaimed(usage);
+            }
+        }
     }
 
     /// Puts a dying group aside, for a moment at which its offline may run.
@@ -542,9 +555,28 @@ impl Tree {
     /// Bounds the number of groups below `group` (`cgroup.max.descendants`).
     pub fn set_max_descendants(&self, group: GroupRef, limit: Limit) {
         if let Some(record) = self.group(group) {
-            let max = limit.bytes().and_then(|max| u32::try_from(max).ok()).unwrap_or(u32::MAX);
-            record.links.max_descendants.store(max, Ordering::Relaxed);
+            record.set_max_descendants(limit);
         }
+    }
+
+    /// How many levels there may be below `group`.
+    pub fn max_depth(&self, group: GroupRef) -> Limit {
+        self.group(group).map_or(Limit::Max, Group::max_depth)
+    }
+
+    /// Bounds the number of levels below `group` (`cgroup.max.depth`). `false`, and nothing changed: it
+    /// is the top of a tree that shares its lock with others, so that it can't be more than [`DEPTH`];
+    /// what [`create`](Tree::create) makes with more has a lock for deep trees.
+    pub fn set_max_depth(&self, group: GroupRef, limit: Limit) -> bool {
+        let Some(record) = self.group(group) else { return true };
+        let is_shared = record.parent() == 0
+            && self.root_kind() == Root::Untracked
+            && !Tree::is_deep(record.stripe());
+        if is_shared && limit > Limit::Bytes(DEPTH) {
+            return false;
+        }
+        record.set_max_depth(limit);
+        true
     }
 
     // ---- fork ---------------------------------------------------------------------------

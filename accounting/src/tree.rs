@@ -13,11 +13,13 @@ use crate::counter::{Charged, OverLimit, Want};
 use crate::event::EventKind;
 use crate::gate::step;
 use crate::group::{Group, GroupRef};
+use crate::hash::Key;
 use crate::protection::Claims;
 use crate::source::{SYSTEM, Source};
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, Guard, Lock, Ordering, lock};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Guard, Lock, Ordering, lock};
 use crate::table::Table;
 use crate::topology::Topology;
+use crate::walks::Walks;
 use crate::watch::Watches;
 
 /// Whether the root is a payer.
@@ -30,14 +32,32 @@ pub enum Root {
 }
 
 /// Locks that trees share; a tree keeps its lock for life.
-const STRIPES: u32 = if cfg!(loom) { 2 } else { 64 };
+const SHALLOW: u32 = if cfg!(loom) { 2 } else { 64 };
+/// Locks of trees that may have more levels than [`DEPTH`](crate::DEPTH), which hold them for longer.
+const DEEP: u32 = if cfg!(loom) { 1 } else { 16 };
+const STRIPES: u32 = SHALLOW + DEEP;
+/// Uncharges that are made under one lock at a time: each is a walk over depth.
+const RUN: usize = 32;
 /// Below this headroom a charge takes nothing ahead.
 pub(crate) const EXACT_BELOW: u64 = 64 << 10;
 
 /// A stripe lock, alone on its pair of cache lines.
 #[repr(align(128))]
 #[derive(Debug)]
-struct Stripe(Lock<()>);
+struct Stripe {
+    lock: Lock<()>,
+    /// Usage of the top-level groups of this stripe, where the root is untracked: what it answers is the
+    /// sum, without a look at each. It changes under the lock.
+    usage: AtomicU64,
+}
+
+impl Stripe {
+    crate::const_new! {
+        fn new() -> Self {
+            Self { lock: Lock::new(()), usage: AtomicU64::new(0) }
+        }
+    }
+}
 
 /// The tree of groups: a value, so that tests and models make their own.
 pub struct Tree {
@@ -47,6 +67,9 @@ pub struct Tree {
     pub(crate) contexts: Table<Context>,
     stripes: [Stripe; STRIPES as usize],
     pub(crate) topology: Lock<Topology>,
+    /// What names are hashed with.
+    pub(crate) key: Key,
+    pub(crate) walks: Walks,
     pub(crate) watches: Watches,
     root: AtomicU32,
     source: AtomicPtr<Source>,
@@ -103,15 +126,17 @@ impl Tree {
         /// A tree that has yet to be [made](Tree::make).
         pub fn new() -> Self {
             #[cfg(not(loom))]
-            let stripes = [const { Stripe(Lock::new(())) }; STRIPES as usize];
+            let stripes = [const { Stripe::new() }; STRIPES as usize];
             #[cfg(loom)]
-            let stripes = core::array::from_fn(|_| Stripe(Lock::new(())));
+            let stripes = core::array::from_fn(|_| Stripe::new());
             Self {
                 groups: Table::new(),
                 belows: Table::new(),
                 contexts: Table::new(),
                 stripes,
                 topology: Lock::new(Topology::new()),
+                key: Key::new(),
+                walks: Walks::new(),
                 watches: Watches::new(),
                 root: AtomicU32::new(UNMADE),
                 source: AtomicPtr::new((&raw const SYSTEM).cast_mut()),
@@ -147,6 +172,7 @@ impl Tree {
         if !topology.make_root(self, root) {
             return false;
         }
+        self.key.draw();
         let kind = match root {
             Root::Untracked => UNTRACKED,
             Root::Accounted => ACCOUNTED,
@@ -154,6 +180,11 @@ impl Tree {
         // Release pairs with the Acquire loads of `root`: who sees the kind sees the records.
         self.root.store(kind, Ordering::Release);
         true
+    }
+
+    /// Whether there is a root. Acquire pairs with the Release in `make`: who sees one sees the key too.
+    pub(crate) fn is_made(&self) -> bool {
+        self.root.load(Ordering::Acquire) != UNMADE
     }
 
     /// Whether the root is a payer.
@@ -177,18 +208,49 @@ impl Tree {
         self.nr_threads.store(n.max(1), Ordering::Relaxed);
     }
 
-    /// Bytes of address space that groups and contexts have mapped.
+    /// Bytes of address space that groups, contexts and the index of names have mapped.
     pub fn metadata_bytes(&self) -> usize {
         self.groups.mapped_bytes()
             + self.belows.mapped_bytes()
             + self.contexts.mapped_bytes()
             + self.watches.mapped_bytes()
+            + lock(&self.topology).index.mapped_bytes()
     }
 
     // ---- locks and walks ----------------------------------------------------------------
 
     pub(crate) fn lock_stripe(&self, stripe: u32) -> Guard<'_, ()> {
-        lock(&self.stripes[(stripe % STRIPES) as usize].0)
+        lock(&self.stripe(stripe).lock)
+    }
+
+    fn stripe(&self, stripe: u32) -> &Stripe {
+        &self.stripes[(stripe % STRIPES) as usize]
+    }
+
+    /// The `nth` lock, as often as it comes round, of those for deep trees or of the others.
+    pub(crate) fn stripe_of(is_deep: bool, nth: u32) -> u32 {
+        if is_deep { SHALLOW + nth % DEEP } else { nth % SHALLOW }
+    }
+
+    /// Whether a lock is one for deep trees.
+    pub(crate) fn is_deep(stripe: u32) -> bool {
+        stripe >= SHALLOW
+    }
+
+    /// What is charged to top-level groups with this lock.
+    pub(crate) fn usage_of_trees(&self, stripe: u32) -> u64 {
+        self.stripe(stripe).usage.load(Ordering::Relaxed)
+    }
+
+    /// Called with the stripe locked.
+    fn add_to_trees(&self, stripe: u32, bytes: u64) {
+        let usage = self.usage_of_trees(stripe).wrapping_add(bytes);
+        self.stripe(stripe).usage.store(usage, Ordering::Relaxed);
+    }
+
+    /// Called with the stripe locked.
+    pub(crate) fn sub_from_trees(&self, stripe: u32, bytes: u64) {
+        self.add_to_trees(stripe, bytes.wrapping_neg());
     }
 
     /// How many stripes there are: `0 .. nr_stripes()` are all locks of trees, in lock order.
@@ -282,6 +344,8 @@ impl Tree {
     /// forwards, no recursion. Called with the stripe locked.
     #[cold]
     fn release(&self, mut tag: Tag) {
+        // All of them lead to the same end.
+        let mut end = None;
         while let Some(context) = self.context(tag) {
             if !context.is_idle() {
                 return;
@@ -290,9 +354,8 @@ impl Tree {
                 debug_assert!(false, "an online context is pinned");
                 return;
             };
-            if let (_, Some(group)) = self.follow(target)
-                && let Some(group) = self.groups.get(group)
-            {
+            let (_, group) = *end.get_or_insert_with(|| self.follow(target));
+            if let Some(group) = group.and_then(|slot| self.groups.get(slot)) {
                 group.sub_inherited_context();
             }
             context.retire();
@@ -415,6 +478,7 @@ impl Tree {
             }
         });
         context.add_bytes(bytes);
+        self.add_to_trees(context.stripe(), bytes);
         charged
     }
 
@@ -466,8 +530,14 @@ impl Tree {
     }
 
     /// [`uncharge`](Tree::uncharge) for each of `entries`, with one lock for each run of one
-    /// tree.
+    /// tree, of a few at most.
     pub fn uncharge_all(&self, entries: &[(Tag, u64)]) {
+        for entries in entries.chunks(RUN) {
+            self.uncharge_run(entries);
+        }
+    }
+
+    fn uncharge_run(&self, entries: &[(Tag, u64)]) {
         let mut held: Option<(u32, Guard<'_, ()>)> = None;
         for &(tag, bytes) in entries {
             let Some(context) = self.context(tag).filter(|_| bytes != 0) else { continue };
@@ -489,6 +559,7 @@ impl Tree {
         let slot = self.resolve(context);
         if let Some(slot) = slot {
             self.change_usage(slot, |_, group| group.counter.sub(bytes));
+            self.sub_from_trees(context.stripe(), bytes);
         }
         context.sub_bytes(bytes);
         if context.is_idle() {
@@ -582,6 +653,6 @@ impl Tree {
     /// The stripe is locked and its guard was forgotten.
     pub(crate) unsafe fn force_unlock_stripe(&self, stripe: u32) {
         // SAFETY: by contract.
-        unsafe { self.stripes[(stripe % STRIPES) as usize].0.force_unlock() };
+        unsafe { self.stripe(stripe).lock.force_unlock() };
     }
 }

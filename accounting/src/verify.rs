@@ -23,6 +23,7 @@ impl Tree {
             *guard = Some(self.lock_stripe(stripe));
         }
         self.check_usage();
+        self.check_trees();
         self.check_shape(&topology);
         self.check_pins();
         self.check_free();
@@ -95,10 +96,23 @@ impl Tree {
         }
     }
 
+    /// What is known of the trees of each stripe is what their tops have.
+    fn check_trees(&self) {
+        let tops = || self.live_groups().filter(|(slot, _)| self.counts(*slot));
+        for stripe in 0..Tree::nr_stripes() {
+            let usages = tops()
+                .filter(|(_, group)| group.up().is_none() && group.stripe() == stripe)
+                .map(|(_, group)| group.counter.usage());
+            assert_eq!(self.usage_of_trees(stripe), usages.sum(), "usage of stripe {stripe}");
+        }
+    }
+
     /// Parents, children and names agree, and a group is online while it is kept.
     fn check_shape(&self, topology: &Topology) {
+        let moment = self.walks.none_is_under_way();
         let words = self.groups.len() as usize;
         let children = Scratch::new(self, words);
+        let online_children = Scratch::new(self, words);
         let descendants = Scratch::new(self, words);
         for (slot, group) in self.live_groups().filter(|(slot, _)| *slot != 0) {
             let parent = group.parent();
@@ -112,18 +126,23 @@ impl Tree {
             let kept = group.handles() > 0 || nr_children > 0;
             let online = group.state() == State::Online;
             assert_eq!(online, kept, "group {slot} is online while it is kept");
-            let found = topology.find(self, parent, crate::topology::bytes_of(group));
+            online_children.add(parent, u64::from(online));
+            let name = crate::topology::bytes_of(group);
+            let hash = self.key.hash(parent, name);
+            let found = topology.index.find(&self.groups, parent, name, hash);
             assert_eq!(found == Some(slot), online, "group {slot} is found while it is online");
             let context = self.contexts.get(group.context()).expect("a group has a context");
             assert_eq!(context.link(), Link::Group(slot), "group {slot} and its context agree");
         }
         for (slot, group) in self.live_groups() {
             let linked = self.linked_children(slot, group);
-            assert_eq!(linked, children.get(slot), "the list of the children of group {slot}");
+            let online = online_children.get(slot);
+            assert_eq!(linked, online, "the list of the online children of group {slot}");
             let nr = u64::from(group.nr_children());
-            assert_eq!(nr, linked, "children of group {slot}");
+            assert_eq!(nr, children.get(slot), "children of group {slot}");
             let nr = u64::from(group.nr_descendants());
-            assert_eq!(nr, descendants.get(slot), "descendants of group {slot}");
+            let is_right = nr == descendants.get(slot) || !self.walks.none_since(moment);
+            assert!(is_right, "group {slot} counts {nr} descendants of {}", descendants.get(slot));
         }
     }
 

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use memcg_accounting::{Limit, OnLimit, Settings};
+use memcg_accounting::{CreateError, Limit, Name, NameError, OnLimit, Settings};
 
 use crate::error::Error;
 use crate::group::{self, Group};
 use crate::path::{self, Shown};
 use crate::process::ENGINE;
-use crate::{scope, worker};
+use crate::worker;
 
 /// Makes a group: [`Group::builder`].
 ///
@@ -30,7 +30,9 @@ use crate::{scope, worker};
 #[must_use = "`build` makes the group"]
 pub struct GroupBuilder {
     parent: Group,
-    name: String,
+    /// In place: a group that is full has no room for it elsewhere.
+    name: Name,
+    is_whole: bool,
     settings: Settings,
 }
 
@@ -38,7 +40,7 @@ impl fmt::Debug for GroupBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GroupBuilder")
             .field("parent", &self.parent)
-            .field("name", &Shown(&self.name))
+            .field("name", &Shown(self.name.as_str()))
             .field("settings", &self.settings)
             .finish()
     }
@@ -46,9 +48,8 @@ impl fmt::Debug for GroupBuilder {
 
 impl GroupBuilder {
     pub(crate) fn new(parent: Group, name: &str) -> Self {
-        // Charged to nobody, as the group itself is.
-        let name = scope::unaccounted(|| name.to_owned());
-        Self { parent, name, settings: Settings::default() }
+        let (name, is_whole) = Name::cut(name);
+        Self { parent, name, is_whole, settings: Settings::default() }
     }
 
     /// The hard limit, in bytes. Default: none.
@@ -81,6 +82,14 @@ impl GroupBuilder {
         self
     }
 
+    /// How many levels there may be below it: see [`Group::set_max_depth`]. Default: 64 for a top-level
+    /// group, and no bound of their own for others. A top-level group that may have more is told so here, for it
+    /// has another lock then.
+    pub fn max_depth(mut self, limit: impl Into<Limit>) -> Self {
+        self.settings.max_depth = Some(limit.into());
+        self
+    }
+
     /// Makes the group.
     ///
     /// # Errors
@@ -88,9 +97,13 @@ impl GroupBuilder {
     /// See [`Group::create`].
     pub fn build(self) -> Result<Group, Error> {
         group::prepare(|| path::text(self.parent.as_ref()))?;
-        let made = ENGINE
-            .create(self.parent.as_ref(), &self.name, self.settings)
-            .map_err(|error| Error::create(&self.parent, &self.name, error))?;
+        let name = self.name.as_str();
+        let made = if self.is_whole {
+            ENGINE.create(self.parent.as_ref(), name, self.settings)
+        } else {
+            Err(CreateError::Name(NameError::TooLong))
+        };
+        let made = made.map_err(|error| Error::create(&self.parent, name, error))?;
         ENGINE.summon();
         worker::want_ticks();
         Ok(Group::from_handle(made))

@@ -147,9 +147,22 @@ pub struct Error {
     reclaimed: u64,
 }
 
+/// The longest path that an error holds, in bytes, for nobody pays for it.
+const LONGEST_PATH: usize = 512;
+
+/// A path, or the end of one that is too long.
+fn shortened(path: String) -> String {
+    if path.len() <= LONGEST_PATH {
+        return path;
+    }
+    let end = path.ceil_char_boundary(path.len() - LONGEST_PATH);
+    format!("…{}", &path[end..])
+}
+
 impl Error {
     fn new(kind: Kind, group: String, what: impl Into<Cow<'static, str>>) -> Self {
         let what = what.into();
+        let group = shortened(group);
         Self { kind, group, what, requested: 0, usage: 0, max: u64::MAX, reclaimed: 0 }
     }
 
@@ -171,19 +184,35 @@ impl Error {
                 Self::new(Kind::Exists, path, format!("there is a child `{}` already", Shown(name)))
             }
             CreateError::Gone => Self::new(Kind::Gone, path, "the group is going offline"),
-            CreateError::Descendants(over) => {
-                let limiting = OverLimit::from_raw(over);
-                let above = limiting.refused_by.map_or(path, path::text);
-                let what = format!("it has {} descendants of at most {}", over.usage, over.max);
-                Self {
-                    usage: over.usage,
-                    max: over.max,
-                    requested: 1,
-                    ..Self::new(Kind::Again, above, what)
-                }
-            }
+            CreateError::Descendants(over) => Self::full(path, over, "descendants"),
+            CreateError::Depth(over) => Self::full(path, over, "levels below it"),
             _ => Self::new(Kind::System, path, "the system has no memory for a group"),
         }
+    }
+
+    /// An ancestor, or if it is gone that at `path`, has as much of something as it may.
+    fn full(path: String, over: memcg_accounting::OverLimit, of_what: &str) -> Self {
+        let limiting = OverLimit::from_raw(over);
+        let above = limiting.refused_by.map_or(path, path::text);
+        let what = format!("it has {} {of_what} of at most {}", over.usage, over.max);
+        Self {
+            usage: over.usage,
+            max: over.max,
+            requested: 1,
+            ..Self::new(Kind::Again, above, what)
+        }
+    }
+
+    /// A tree that shares its lock can't become a deep one.
+    pub(crate) fn shallow(group: &Group) -> Self {
+        scope::unaccounted(|| {
+            let most = memcg_accounting::DEPTH;
+            let what = format!(
+                "a top-level group with more than {most} levels below it is made so: see \
+                 `GroupBuilder::max_depth`"
+            );
+            Self::new(Kind::Unsupported, path::text(group.as_ref()), what)
+        })
     }
 
     pub(crate) fn not_installed(path: String) -> Self {

@@ -85,7 +85,7 @@ impl Group {
     ///
     /// [`is_invalid`](Error::is_invalid): the name is empty, longer than 255 bytes, `.` or
     /// `..`, or holds `/` or NUL. [`is_exists`](Error::is_exists): a live sibling has it.
-    /// [`is_again`](Error::is_again): an ancestor has as many descendants as it may.
+    /// [`is_again`](Error::is_again): an ancestor has as many descendants, or levels below it, as it may.
     /// [`is_unsupported`](Error::is_unsupported): memcg is not the global allocator.
     pub fn create(&self, name: &str) -> Result<Group, Error> {
         self.builder(name).build()
@@ -336,6 +336,42 @@ impl Group {
         Ok(())
     }
 
+    /// How many levels there may be below the group.
+    #[must_use]
+    pub fn max_depth(&self) -> Limit {
+        TREE.max_depth(self.group)
+    }
+
+    /// Bounds how many levels there may be below this group: 0 for none, 1 for children alone
+    /// (`cgroup.max.depth`). The kernel's default is none; here it is 64 for a top-level group (for the root,
+    /// if that is accounted), and none for others.
+    ///
+    /// A charge looks at each level of its group, under a lock that it shares with other top-level
+    /// groups. One that may have more than 64 levels below it shares its lock with such alone, and must be
+    /// [made so](GroupBuilder::max_depth). An accounted root has one lock for all.
+    ///
+    /// # Errors
+    ///
+    /// [`is_unsupported`](Error::is_unsupported): a top-level group that was made with at most 64 can't have
+    /// more.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
+    /// use memcg::Group;
+    /// let tenant = Group::root().builder("tenant").max_depth(1).build()?;
+    /// let job = tenant.create("job")?;
+    /// assert!(job.create("too deep").unwrap_err().is_again());
+    /// # Ok::<(), memcg::Error>(())
+    /// ```
+    pub fn set_max_depth(&self, limit: impl Into<Limit>) -> Result<(), Error> {
+        if TREE.set_max_depth(self.group, limit.into()) {
+            return Ok(());
+        }
+        Err(Error::shallow(self))
+    }
+
     /// Sets how long an allocation of this group waits for shrinkers that run on the worker:
     /// `first` from when a worker is at it, renewed while bytes arrive, and `total` in all. Default: 50 ms and 200 ms.
     ///
@@ -402,7 +438,7 @@ impl Group {
     ///
     /// Never below what lives; up to 512 KiB per thread above it, of freed or unspent bytes
     /// that wait for reuse, [`drain`](crate::drain) or about 100 ms of idleness. An untracked
-    /// root answers the sum of its children, in `O(children)`.
+    /// root answers the sum of its children, by 80 loads however many there are.
     ///
     /// Source: `memory.current`.
     #[must_use]

@@ -35,6 +35,36 @@ fn reserve(group: &Group, bytes: usize) -> Option<Vec<u8>> {
 }
 
 #[test]
+fn the_depth_of_groups_is_bounded() {
+    let running = running();
+    let tenant = group("nests");
+    assert_eq!((tenant.max_depth(), Group::root().max_depth()), (Limit::Bytes(64), Limit::Max));
+    let mut last = tenant.clone();
+    for _ in 0..64 {
+        last = last.create("below").expect("within 64 levels");
+    }
+    let error = last.create("below").expect_err("too deep");
+    assert!(error.is_again(), "{error}");
+    assert_eq!((error.usage(), error.max()), (64, 64));
+    assert!(error.to_string().starts_with("/nests: it has 64 levels"), "{error}");
+    assert!(tenant.set_max_depth(65).expect_err("it was made shallow").is_unsupported());
+    tenant.set_max_depth(3).expect("lower is allowed");
+    tenant.set_max_depth(64).expect("and back");
+
+    let deep = Group::root().builder("deep").max_depth(Limit::Max).build().expect("fresh");
+    let mut last = deep.clone();
+    for _ in 0..200 {
+        last = last.create("below").expect("no bound");
+    }
+    let value = reserve(&last, 100_000).expect("no limit");
+    assert_eq!(Group::of(value.as_ptr()), Some(last.clone()));
+    assert!(deep.usage() >= 100_000);
+    assert_eq!(Group::lookup(&last.path()), Some(last));
+    drop(value);
+    check_at_rest(running);
+}
+
+#[test]
 fn it_is_installed() {
     let _running = running();
     assert!(memcg::is_installed());

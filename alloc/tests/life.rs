@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memcg::{Cache, Count, Group, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
+use memcg::{Cache, Count, Group, Limit, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
 use support::{PATIENCE, Raw, Sets, Watchdog, alone, fork_and};
 
 #[global_allocator]
@@ -26,7 +26,7 @@ fn a_long_chain_of_groups_goes_at_once() {
     let _alone = alone();
     // 100,000 groups take a minute of computing.
     let _watchdog = Watchdog::patient("a chain", 10 * PATIENCE);
-    let top = Group::root().create("chain").expect("fresh");
+    let top = Group::root().builder("chain").max_depth(Limit::Max).build().expect("fresh");
     let depth = depth();
     // On a small stack: nothing may recurse.
     let last = {

@@ -247,7 +247,12 @@ impl Engine {
         name: &str,
         settings: Settings,
     ) -> Result<GroupRef, CreateError> {
-        let group = self.tree.create(parent, name, settings)?;
+        let host = self.host();
+        // A fork in the middle would leave the child ancestors that expect one group more.
+        host.take_in_hand();
+        let made = self.tree.create(parent, name, settings);
+        host.put_down();
+        let group = made?;
         // The tree's lock orders this look after every registration whose `link_all` did not find
         // the group.
         if !Marks::fresh(self.registry.in_use()).is_empty() {

@@ -101,9 +101,10 @@ fn without_memory_nothing_is_made_and_nothing_changes() {
         }
         refused_at.push(made);
     }
-    // The three tables, the first index, chunks of names, a second segment of two tables.
+    assert!(refused_at[8] > refused_at[5], "{refused_at:?}");
+    // The four tables, chunks of names, second segments. Without one of the index nothing fails.
     assert_eq!(refused_at[..5], [0, 0, 0, 0, 0], "{refused_at:?}");
-    refused_at[4..].windows(2).for_each(|w| assert!(w[0] < w[1], "{refused_at:?}"));
+    refused_at[4..].windows(2).for_each(|w| assert!(w[0] <= w[1], "{refused_at:?}"));
 }
 
 /// The shortest time that the end of a group takes which pays for the contexts of `n` others.

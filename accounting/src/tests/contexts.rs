@@ -1,7 +1,7 @@
 //! Contexts: what becomes of tags when groups go.
 
 use super::support::{charge, charge_as, child, end, limited, live_contexts, offline, tree};
-use crate::{GroupRef, Limit, Payer, Root, Tag, Tree, Want};
+use crate::{GroupRef, Limit, Payer, Root, Settings, Tag, Tree, Want};
 
 const ROOT: GroupRef = GroupRef::ROOT;
 
@@ -9,7 +9,8 @@ const ROOT: GroupRef = GroupRef::ROOT;
 fn chain<const N: usize>(tree: &Tree) -> [GroupRef; N] {
     let mut above = ROOT;
     core::array::from_fn(|i| {
-        above = child(tree, above, &std::format!("{i}"));
+        let settings = Settings { max_depth: Some(Limit::Max), ..Settings::default() };
+        above = tree.create(above, &std::format!("{i}"), settings).expect("created");
         above
     })
 }

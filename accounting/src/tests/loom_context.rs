@@ -5,6 +5,7 @@
 //! and a model must see it.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::boxed::Box;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
@@ -68,10 +69,17 @@ fn explore(model: impl Fn() + Sync + Send + 'static) {
     });
 }
 
+/// By itself, so that what it takes of loom's small stacks goes back before a model begins.
+#[inline(never)]
 fn tree(left_out: Option<Weakened>) -> Arc<Tree> {
     let tree = Arc::new(Tree::weakened(left_out));
     assert!(tree.make(Root::Untracked, &HEAP));
     tree
+}
+
+#[inline(never)]
+fn stock() -> Box<Stock> {
+    Box::new(Stock::new())
 }
 
 fn child(tree: &Tree, parent: GroupRef, name: &str) -> GroupRef {
@@ -288,7 +296,7 @@ fn leaked_scope(left_out: Option<Weakened>) {
             end(tree, b);
             child(tree, a, "c")
         });
-        let mut stock = Stock::new();
+        let mut stock = stock();
         let empty = |stock: &mut Stock| stock.prune(|_| true, |tag| tree.unpin(tag));
         if tree.settle(&mut stock, leaked, Tag::NOBODY) {
             let owner = tree.owner(leaked.tag);

@@ -6,6 +6,8 @@ mod charge;
 mod churn;
 #[cfg(not(loom))]
 mod contexts;
+#[cfg(not(loom))]
+mod depth;
 #[cfg(loom)]
 mod loom_context;
 #[cfg(loom)]
@@ -24,6 +26,8 @@ mod loom_span;
 mod model;
 #[cfg(not(loom))]
 mod protection;
+#[cfg(not(loom))]
+mod readers;
 #[cfg(not(loom))]
 mod requests;
 #[cfg(not(loom))]

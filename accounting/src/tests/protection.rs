@@ -8,7 +8,7 @@ use std::vec::Vec;
 
 use super::support::{charge, end, tree};
 use crate::protection::{Above, effective};
-use crate::{GroupRef, Protection, Root, Settings, Tree};
+use crate::{GroupRef, Limit, Protection, Root, Settings, Tree};
 
 const MIB: u64 = 1 << 20;
 
@@ -31,7 +31,8 @@ impl Model {
     fn add(&mut self, parent: Option<usize>, own: u64, min: u64, low: u64) -> usize {
         let above = parent.map_or(GroupRef::ROOT, |i| self.nodes[i].group);
         let name = format!("g{}", self.nodes.len());
-        let settings = Settings { min, low, ..Settings::default() };
+        let max_depth = Some(Limit::Max);
+        let settings = Settings { min, low, max_depth, ..Settings::default() };
         let group = self.tree.create(above, &name, settings).expect("made");
         charge(self.tree, group, own);
         self.nodes.push(Node { group, parent, own, min, low });
