@@ -4,7 +4,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use memcg_accounting::{Events, GroupRef, Limit, OnLimit, Payer, Root};
+use memcg_accounting::{Events, GroupRef, Limit, OnLimit, Payer, Root, Tag};
 use memcg_shrink::Deadline;
 
 use crate::error::{Error, OverLimit};
@@ -533,6 +533,36 @@ impl Group {
         let reclaimed = ENGINE.reclaim(self.group, bytes - drained, memcg_shrink::Cause::Proactive);
         let total = drained + reclaimed;
         if total < bytes { total + drain::tidy(self.group) } else { total }
+    }
+}
+
+/// A group's place in the tree, without a handle: when the group goes offline it is the parent's.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    /// Whose tag is pinned; nobody's is the root.
+    tag: Tag,
+}
+
+impl Pinned {
+    /// The group whose place it is now.
+    pub(crate) fn group(&self) -> GroupRef {
+        TREE.owner(self.tag).unwrap_or(GroupRef::ROOT)
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if !self.tag.is_nobody() {
+            TREE.unpin(self.tag);
+        }
+    }
+}
+
+impl Group {
+    /// The group's place in the tree, which its context keeps.
+    pub(crate) fn pinned(&self) -> Pinned {
+        let is_pinned = !self.payer.tag.is_nobody() && TREE.pin(self.payer);
+        Pinned { tag: if is_pinned { self.payer.tag } else { Tag::NOBODY } }
     }
 }
 

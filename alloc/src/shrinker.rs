@@ -7,11 +7,11 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use memcg_shrink::{Control, Place, RawCount, RawScan, RawShrinker, ShrinkerId, ShrinkerName};
 
-use crate::group::Group;
+use crate::group::{Group, Pinned};
 use crate::guarded::drop_payload;
 use crate::path::Path;
 use crate::process::ENGINE;
@@ -22,12 +22,13 @@ pub use memcg_shrink::Cause;
 /// How many objects could go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Count {
-    /// About so many. 0 is as [`Unknown`](Count::Unknown).
+    /// About so many. 0 is as [`Empty`](Count::Empty), but that it never takes a mark away.
     Objects(usize),
     /// It can't be told now, because a lock is taken for instance: nothing is scanned, and the
     /// group is asked for again next time.
     Unknown,
-    /// None: the group is not asked for again until it is [marked](Registration::mark).
+    /// None now. It is asked again the next time that room is needed there; a shrinker that keeps
+    /// [marks](ShrinkerBuilder::marked) only after the group was [marked](Registration::mark).
     Empty,
 }
 
@@ -95,11 +96,16 @@ impl ShrinkControl<'_> {
 
 /// Something that can give memory back: a cache.
 ///
-/// It is asked first how much could go, then to let some go, for one group at a time. Both are
-/// called from other threads than those that fill the cache, and a shrinker that was registered
-/// with [`register_direct`](ShrinkerBuilder::register_direct) inside allocations.
+/// Each time that a group needs room it is asked for that group, and for those below it, one at a
+/// time: first how much could go, then to let some go. What it answers counts for that time alone. One
+/// that serves a single group says [`in_group`](ShrinkerBuilder::in_group), and is asked for no other.
+/// With many groups and few that have something, [`marked`](ShrinkerBuilder::marked) saves the
+/// questions, and then whoever fills the cache must [mark](Registration::mark). One that can't tell
+/// groups apart, [`group_aware(false)`](ShrinkerBuilder::group_aware), is *never* asked for a group's
+/// limit.
 ///
-/// Inside a call:
+/// It is called from other threads than those that fill the cache, and a shrinker that was registered
+/// with [`register_direct`](ShrinkerBuilder::register_direct) inside allocations. Inside a call:
 ///
 /// - take locks by try-lock, and answer [`Unknown`](Count::Unknown) or [`Stop`](Scan::Stop) when
 ///   one is taken: its holder may be waiting for this very call;
@@ -112,40 +118,66 @@ impl ShrinkControl<'_> {
 ///
 /// # Examples
 ///
+/// A cache of one group. It ends its own registration, so that must not keep the cache: it has a
+/// [`Weak`] of it, which is a shrinker too.
+///
 /// ```
 /// # #[global_allocator] static ALLOC: memcg::Memcg = memcg::Memcg::new();
-/// use std::sync::{Arc, Mutex};
-/// use memcg::{Count, Group, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
+/// use std::sync::{Arc, Mutex, OnceLock};
+/// use memcg::{Count, Group, Registration, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
 ///
-/// /// Pages that can be had again, of one group.
+/// type Page = Box<[u8; 4096]>;
+///
+/// /// Pages of a tenant that can be had again.
 /// struct Pages {
 ///     group: Group,
-///     pages: Mutex<Vec<Box<[u8; 4096]>>>,
+///     pages: Mutex<Vec<Page>>,
+///     registration: OnceLock<Registration>,
+/// }
+///
+/// impl Pages {
+///     fn new(group: &Group) -> Arc<Self> {
+///         let (pages, registration) = (Mutex::new(Vec::new()), OnceLock::new());
+///         let cache = Arc::new(Self { group: group.clone(), pages, registration });
+///         let weak = Arc::new(Arc::downgrade(&cache));
+///         let registration = ShrinkerBuilder::new("pages").in_group(group).register(weak);
+///         cache.registration.set(registration).expect("set once");
+///         cache
+///     }
+///
+///     fn add(&self) {
+///         // First the page, at whose allocation the shrinker may be asked; then the lock, under
+///         // which nothing is charged.
+///         let page = self.group.run(|| Box::new([0; 4096]));
+///         let mut pages = self.pages.lock().expect("not poisoned");
+///         memcg::unaccounted(|| pages.push(page));
+///     }
 /// }
 ///
 /// impl Shrinker for Pages {
-///     fn count(&self, ctl: &ShrinkControl<'_>) -> Count {
-///         if *ctl.group() != self.group {
-///             return Count::Empty;
-///         }
+///     fn count(&self, _: &ShrinkControl<'_>) -> Count {
 ///         self.pages.try_lock().map_or(Count::Unknown, |pages| Count::Objects(pages.len()))
 ///     }
-///     fn scan(&self, ctl: &mut ShrinkControl<'_>) -> Scan {
+///
+///     fn scan(&self, control: &mut ShrinkControl<'_>) -> Scan {
 ///         let Ok(mut pages) = self.pages.try_lock() else { return Scan::Stop };
-///         let keep = pages.len().saturating_sub(ctl.nr_to_scan());
-///         Scan::Freed(pages.drain(keep..).count())
+///         let nr = control.nr_to_scan().min(pages.len());
+///         let oldest: Vec<Page> = memcg::unaccounted(|| pages.drain(..nr).collect());
+///         // Dropped without the lock, so that others go on.
+///         drop(pages);
+///         Scan::Freed(oldest.len())
 ///     }
 /// }
 ///
-/// let group = Group::root().create("reader")?;
-/// let pages = Arc::new(Pages { group: group.clone(), pages: Mutex::new(Vec::new()) });
-/// let registration = ShrinkerBuilder::new("pages").register(pages.clone());
-///
-/// let page = group.run(|| Box::new([0; 4096]));
-/// pages.pages.lock().expect("not poisoned").push(page);
-/// group.force_empty()?;
-/// assert!(pages.pages.lock().expect("not poisoned").is_empty());
-/// # drop(registration);
+/// let tenant = Group::root().builder("reader").max(1 << 20).build()?;
+/// let cache = Pages::new(&tenant);
+/// for _ in 0..1000 {
+///     cache.add();
+/// }
+/// assert!(tenant.usage() <= 1 << 20);
+/// assert!(cache.pages.lock().expect("not poisoned").len() > 100);
+/// tenant.force_empty()?;
+/// assert!(cache.pages.lock().expect("not poisoned").is_empty());
 /// # Ok::<(), memcg::Error>(())
 /// ```
 pub trait Shrinker: Send + Sync {
@@ -157,16 +189,30 @@ pub trait Shrinker: Send + Sync {
     fn scan(&self, ctl: &mut ShrinkControl<'_>) -> Scan;
 }
 
+/// A cache that may be gone: then it has nothing. While it is asked it is kept, and so may be dropped
+/// at the end of a call, on the thread of the call.
+impl<S: Shrinker + ?Sized> Shrinker for Weak<S> {
+    fn count(&self, ctl: &ShrinkControl<'_>) -> Count {
+        self.upgrade().map_or(Count::Empty, |shrinker| shrinker.count(ctl))
+    }
+
+    fn scan(&self, ctl: &mut ShrinkControl<'_>) -> Scan {
+        self.upgrade().map_or(Scan::Stop, |shrinker| shrinker.scan(ctl))
+    }
+}
+
 /// How a shrinker is to be asked.
 ///
 /// Source: `shrinker_alloc` and `shrinker_register` in the kernel's `mm/shrinker.c`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[must_use = "nothing is registered yet"]
 pub struct ShrinkerBuilder {
     name: ShrinkerName,
     seeks: u32,
     batch: u32,
     group_aware: bool,
+    is_marked: bool,
+    only: Option<Group>,
 }
 
 /// What an object costs where nobody says: the kernel's `DEFAULT_SEEKS`.
@@ -175,7 +221,14 @@ const DEFAULT_SEEKS: u32 = 2;
 impl ShrinkerBuilder {
     /// A shrinker with this name, for reports; 47 bytes of it are kept.
     pub fn new(name: &str) -> Self {
-        Self { name: ShrinkerName::new(name), seeks: DEFAULT_SEEKS, batch: 0, group_aware: true }
+        Self {
+            name: ShrinkerName::new(name),
+            seeks: DEFAULT_SEEKS,
+            batch: 0,
+            group_aware: true,
+            is_marked: false,
+            only: None,
+        }
     }
 
     /// What an object costs to make again, relative to 2, the default: the dearer, the fewer are
@@ -191,8 +244,37 @@ impl ShrinkerBuilder {
         self
     }
 
-    /// Whether it is asked for each group by itself, which is the default. If not, it is asked
-    /// only when the root reclaims.
+    /// Asks it for this group alone; when the group goes offline, for the parent, whose its objects
+    /// are then.
+    ///
+    /// For a cache of one tenant: others that need room do not ask it, however many there are. The
+    /// registration holds no handle of the group.
+    pub fn in_group(mut self, group: &Group) -> Self {
+        self.only = Some(group.clone());
+        self
+    }
+
+    /// Has [`Count::Empty`] last: the group is not asked for again until it is
+    /// [marked](Registration::mark). It begins marked in every group, new ones too, or in that of
+    /// [`in_group`](ShrinkerBuilder::in_group).
+    ///
+    /// For a cache that has something in few of very many groups: a walk over all of them then looks
+    /// at those alone. **Whoever adds the first object must mark**, or it is never asked for: that it
+    /// is found missing may take a while. An [`Lru`](crate::Lru) that is
+    /// [served by](crate::Lru::served_by) the shrinker does it by itself. By default every group is
+    /// asked for each time: a call of [`count`](Shrinker::count) for each.
+    ///
+    /// Source: `SHRINK_EMPTY` and `set_shrinker_bit` in the kernel's `mm/shrinker.c`, where it is always
+    /// so.
+    pub fn marked(mut self) -> Self {
+        self.is_marked = true;
+        self
+    }
+
+    /// Whether it is asked for each group by itself, which is the default. If not, it is asked **only
+    /// when the root reclaims**: by [`reclaim`](Group::reclaim) and the like of
+    /// [`Group::root`], and at the root's own limit where that is accounted. A group that meets its
+    /// limit never asks it, for what it gives may be anybody's.
     pub fn group_aware(mut self, yes: bool) -> Self {
         self.group_aware = yes;
         self
@@ -229,21 +311,24 @@ impl ShrinkerBuilder {
     ///
     /// See [`register_direct`](ShrinkerBuilder::register_direct), if `place` is direct.
     unsafe fn register_at(self, shrinker: Arc<dyn Shrinker>, place: Place) -> Registration {
+        let Self { name, seeks, batch, group_aware, is_marked, only } = self;
+        let place_in_tree = only.as_ref().map(Group::pinned);
         // The box is the allocator's own, so it is charged to nobody.
-        let data = scope::unaccounted(|| Box::into_raw(Box::new(shrinker)));
+        let registered = Registered { shrinker, is_marked, only: place_in_tree };
+        let data = scope::unaccounted(|| Box::into_raw(Box::new(registered)));
         let raw = RawShrinker {
             data: data.cast_const().cast(),
             count: count_raw,
             scan: scan_raw,
             drop: drop_raw,
-            name: self.name,
+            name,
             place,
-            group_aware: self.group_aware,
-            starts_marked: true,
-            seeks: self.seeks,
-            batch: self.batch,
+            group_aware: group_aware || only.is_some(),
+            starts_marked: only.is_none(),
+            seeks,
+            batch,
         };
-        // SAFETY: the functions take what `data` is, a boxed `Arc` of a `Send + Sync` shrinker,
+        // SAFETY: the functions take what `data` is, a box of a `Send + Sync` shrinker,
         // until `drop_raw`; they catch what unwinds; what a direct place asks for is the caller's
         // contract.
         let id = unsafe { ENGINE.register(raw) };
@@ -251,7 +336,10 @@ impl ShrinkerBuilder {
             // SAFETY: nothing was registered, so the box is still this function's alone.
             unsafe { drop_raw(raw.data) };
         }
-        Registration { name: self.name, id }
+        if let (Some(group), Some(id)) = (&only, id) {
+            ENGINE.mark(group.as_ref(), id);
+        }
+        Registration { name, id }
     }
 }
 
@@ -278,7 +366,7 @@ impl fmt::Debug for Registration {
 
 impl Registration {
     /// Says that the shrinker has something in `group`, after it had answered
-    /// [`Empty`](Count::Empty) for it.
+    /// [`Empty`](Count::Empty) for it: needed with [`marked`](ShrinkerBuilder::marked) alone.
     ///
     /// Objects that were added before this are found by the next reclaim. Allocates nothing;
     /// a fence and a load if it is marked already.
@@ -304,6 +392,15 @@ impl Drop for Registration {
 
 // ---- the raw functions ----------------------------------------------------------------------
 
+/// A shrinker with what it said of itself.
+struct Registered {
+    shrinker: Arc<dyn Shrinker>,
+    /// Whether `Empty` takes the mark away.
+    is_marked: bool,
+    /// The one group that it is asked for.
+    only: Option<Pinned>,
+}
+
 /// Runs `call` with the control as users see it. `None`: it panicked.
 ///
 /// # Safety
@@ -313,15 +410,15 @@ impl Drop for Registration {
 unsafe fn guarded<R>(
     data: *const (),
     raw: &mut Control,
-    call: impl FnOnce(&dyn Shrinker, &mut ShrinkControl<'_>) -> R,
+    call: impl FnOnce(&Registered, &mut ShrinkControl<'_>) -> R,
 ) -> Option<R> {
-    // SAFETY: `data` is a boxed `Arc<dyn Shrinker>` that lives, by contract.
-    let shrinker = unsafe { &*data.cast::<Arc<dyn Shrinker>>() };
+    // SAFETY: `data` is a boxed `Registered` that lives, by contract.
+    let registered = unsafe { &*data.cast::<Registered>() };
     // The handle is the engine's: this value borrows it, and gives nothing back.
     let group = ManuallyDrop::new(Group::from_handle(raw.group));
     let mut control = ShrinkControl { group: &group, raw: *raw };
     // What a panic left behind in the shrinker is not looked at again: it is never called.
-    let answer = catch_unwind(AssertUnwindSafe(|| call(&**shrinker, &mut control)));
+    let answer = catch_unwind(AssertUnwindSafe(|| call(registered, &mut control)));
     raw.nr_scanned = control.raw.nr_scanned;
     answer.map_err(drop_payload).ok()
 }
@@ -331,14 +428,22 @@ unsafe fn guarded<R>(
 /// See [`guarded`].
 unsafe fn count_raw(data: *const (), control: &Control) -> RawCount {
     let mut control = *control;
+    let count = |registered: &Registered, control: &mut ShrinkControl<'_>| {
+        // Where many shrinkers share a mark, one is asked for groups of others too.
+        let is_elsewhere = |only: &Pinned| only.group() != control.raw.group;
+        if registered.only.as_ref().is_some_and(is_elsewhere) {
+            return RawCount::Empty;
+        }
+        match registered.shrinker.count(control) {
+            Count::Objects(n) => RawCount::Objects(n),
+            Count::Unknown => RawCount::Unknown,
+            Count::Empty if registered.is_marked => RawCount::Empty,
+            // The mark stays, and nothing is scanned.
+            Count::Empty => RawCount::Objects(0),
+        }
+    };
     // SAFETY: by contract.
-    let answer = unsafe { guarded(data, &mut control, |shrinker, ctl| shrinker.count(ctl)) };
-    match answer {
-        Some(Count::Objects(n)) => RawCount::Objects(n),
-        Some(Count::Unknown) => RawCount::Unknown,
-        Some(Count::Empty) => RawCount::Empty,
-        None => RawCount::Panicked,
-    }
+    unsafe { guarded(data, &mut control, count) }.unwrap_or(RawCount::Panicked)
 }
 
 /// # Safety
@@ -346,7 +451,7 @@ unsafe fn count_raw(data: *const (), control: &Control) -> RawCount {
 /// See [`guarded`].
 unsafe fn scan_raw(data: *const (), control: &mut Control) -> RawScan {
     // SAFETY: by contract.
-    match unsafe { guarded(data, control, |shrinker, ctl| shrinker.scan(ctl)) } {
+    match unsafe { guarded(data, control, |registered, ctl| registered.shrinker.scan(ctl)) } {
         Some(Scan::Freed(n)) => RawScan::Freed(n),
         Some(Scan::Stop) => RawScan::Stop,
         None => RawScan::Panicked,
@@ -358,8 +463,8 @@ unsafe fn scan_raw(data: *const (), control: &mut Control) -> RawScan {
 /// `data` is what `register_at` made; it is not used any more.
 unsafe fn drop_raw(data: *const ()) {
     // SAFETY: by contract `data` came from `Box::into_raw`, and this is its one end.
-    let shrinker = unsafe { Box::from_raw(data.cast_mut().cast::<Arc<dyn Shrinker>>()) };
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(shrinker))) {
+    let registered = unsafe { Box::from_raw(data.cast_mut().cast::<Registered>()) };
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(registered))) {
         drop_payload(payload);
     }
 }

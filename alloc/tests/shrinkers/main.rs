@@ -258,7 +258,7 @@ fn only_marked_groups_are_asked() {
     let _held: Vec<Raw> =
         [&a, &b, &below].into_iter().filter_map(|group| Raw::in_group(group, PAGE)).collect();
     let marked = Marked::new(Count::Empty);
-    let registration = ShrinkerBuilder::new("marked").register(marked.clone());
+    let registration = ShrinkerBuilder::new("marked").marked().register(marked.clone());
     let all = ["/marks", "/marks/a", "/marks/b", "/marks/b/below"];
 
     // It starts marked everywhere: groups are asked until it says that they are empty.
@@ -292,6 +292,84 @@ fn only_marked_groups_are_asked() {
     drop(fresh);
     assert!(top.reclaim(ALL).is_err());
     assert_eq!(marked.take(&top), ["/marks/a"]);
+    drop(registration);
+}
+
+/// What is not `marked` is asked each time, whatever it said: a pool fills without a charge.
+#[test]
+fn a_shrinker_that_said_empty_is_asked_again() {
+    let _running = running();
+    let group = limited("filled later", MAX);
+    let pages = Pages::new(&group);
+    let says = Marked::new(Count::Empty);
+    let registrations = (
+        ShrinkerBuilder::new("pages").register(pages.clone()),
+        ShrinkerBuilder::new("empty").register(says.clone()),
+    );
+    let held: Vec<Raw> = (0..256).map_while(|_| Raw::in_group(&group, PAGE)).collect();
+    assert_eq!(held.len(), 256);
+    assert!(Raw::in_group(&group, PAGE).is_none(), "there is nothing to give");
+    assert!(!says.take(&group).is_empty());
+    // What is in use becomes what can be had again; nobody is told.
+    pages.pages.lock().expect("not poisoned").extend(held);
+    let object = Raw::in_group(&group, PAGE).expect("it is asked again");
+    assert!(!says.take(&group).is_empty());
+    drop((object, registrations));
+}
+
+#[test]
+fn a_shrinker_in_a_group_is_asked_for_it_alone_and_then_for_its_parent() {
+    // Other tests have the root ask everybody.
+    let _alone = alone();
+    let top = Group::root().create("in").expect("fresh");
+    let (a, b) = (top.create("a").expect("fresh"), top.create("b").expect("fresh"));
+    // More than there are marks, so that some share one.
+    let all: Vec<_> = (0..300)
+        .map(|_| {
+            let says = Marked::new(Count::Empty);
+            (ShrinkerBuilder::new("in a").in_group(&a).register(says.clone()), says)
+        })
+        .collect();
+    let other = Marked::new(Count::Empty);
+    let registration = ShrinkerBuilder::new("in b").in_group(&b).register(other.clone());
+    for _ in 0..2 {
+        assert!(b.reclaim(ALL).is_err());
+        assert_eq!(other.take(&top), ["/in/b"]);
+        assert!(all.iter().all(|(_, says)| says.take(&top).is_empty()), "none of another group's");
+        assert!(top.reclaim(ALL).is_err());
+        assert_eq!(other.take(&top), ["/in/b"]);
+        assert!(all.iter().all(|(_, says)| says.take(&top) == ["/in/a"]), "each of its own");
+    }
+    drop(a);
+    assert!(top.reclaim(ALL).is_err());
+    assert!(all.iter().all(|(_, says)| says.take(&top) == ["/in"]), "its objects are the parent's");
+    // With marks: `Empty` lasts, until it is marked.
+    let lazy = Marked::new(Count::Empty);
+    let lazily = ShrinkerBuilder::new("lazy").in_group(&b).marked().register(lazy.clone());
+    for asked in [&["/in/b"][..], &[]] {
+        assert!(top.reclaim(ALL).is_err());
+        assert_eq!(lazy.take(&top), asked);
+    }
+    lazily.mark(&b);
+    assert!(top.reclaim(ALL).is_err());
+    assert_eq!(lazy.take(&top), ["/in/b"]);
+    drop((all, registration, lazily));
+}
+
+#[test]
+fn a_cache_that_is_gone_has_nothing() {
+    let _running = running();
+    let group = limited("gone cache", MAX);
+    let pages = Pages::new(&group);
+    let weak = Arc::new(Arc::downgrade(&pages));
+    let registration = ShrinkerBuilder::new("weak").in_group(&group).register(weak);
+    assert_eq!(pages.fill(1000), 256);
+    assert!(Raw::in_group(&group, 10 * PAGE).is_some(), "pages make room");
+    assert_eq!(Arc::strong_count(&pages), 1, "the registration does not keep it");
+    drop(pages);
+    memcg::drain();
+    assert_eq!(group.usage(), 0);
+    assert!(group.reclaim(ALL).is_err());
     drop(registration);
 }
 
