@@ -162,6 +162,8 @@ fn an_ancestors_limit_asks_its_whole_subtree() {
     let _running = running();
     let top = limited("asks below", MAX);
     let (rich, poor) = (top.create("rich").expect("fresh"), top.create("poor").expect("fresh"));
+    // How long an allocation waits is its own group's to say.
+    let poor = patient(poor);
     let pages = Pages::new(&rich);
     let registration = ShrinkerBuilder::new("the sibling's").register(pages.clone());
     assert_eq!(pages.fill(1000), 256);
