@@ -22,6 +22,7 @@ use memcg_accounting::table::Table;
 use memcg_accounting::{SYSTEM, now_ms};
 
 use crate::class::{self, CHUNK, Class};
+use crate::fork::{AtFork, Place};
 use crate::maps;
 use crate::span::{Listed, Span};
 use crate::{asan, jemalloc, ledger};
@@ -315,21 +316,15 @@ fn begin(span: &'static Span, class: Class) -> bool {
     true
 }
 
-/// Locks every central list, in the order of classes, for `fork`.
-pub(crate) fn lock_all() {
-    for central in &CENTRALS {
-        core::mem::forget(lock(&central.0));
-    }
-}
-
-/// Ends what [`lock_all`] began.
-///
-/// # Safety
-///
-/// The caller, or the thread that it is the copy of, called `lock_all`.
-pub(crate) unsafe fn unlock_all() {
-    for central in &CENTRALS {
-        // SAFETY: by contract the lock is held and its guard was forgotten.
-        unsafe { central.0.force_unlock() };
-    }
-}
+/// Every central list is locked, in the order of classes.
+pub(crate) static AT_FORK: AtFork = AtFork {
+    place: Place::Spans,
+    prepare: || CENTRALS.iter().for_each(|central| core::mem::forget(lock(&central.0))),
+    release: |_| {
+        for central in &CENTRALS {
+            // SAFETY: `prepare` took the lock and forgot the guard.
+            unsafe { central.0.force_unlock() };
+        }
+    },
+    in_child: || (),
+};

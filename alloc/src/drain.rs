@@ -16,6 +16,7 @@ use memcg_accounting::sync::{AtomicU32, AtomicU64, Lock, Ordering, lock};
 use memcg_accounting::{BarrierKind, GroupRef, Tag, now_ms};
 
 use crate::cached::Cached;
+use crate::fork::{AtFork, Place};
 use crate::process::{BARRIER, TREE};
 use crate::record::{self, Record};
 use crate::{central, jemalloc};
@@ -36,11 +37,23 @@ pub(crate) fn counts() -> (u64, u64) {
     (NR_DRAINS.load(Ordering::Relaxed), NR_GIVEN_UP.load(Ordering::Relaxed))
 }
 
-/// Stops every claimed record, as a fork must. The drain mutex is held, and stays so until
-/// [`resume`].
-pub(crate) fn stop_all() {
-    stop(&|_| true, FORK_PATIENCE_MS);
-}
+/// A full cut: every claimed record is stopped. The child takes over those of other threads.
+pub(crate) static AT_FORK: AtFork = AtFork {
+    place: Place::Threads,
+    prepare: || {
+        core::mem::forget(lock(&DRAIN));
+        stop(&|_| true, FORK_PATIENCE_MS);
+    },
+    release: |in_child| {
+        if in_child {
+            record::take_over();
+        }
+        resume();
+        // SAFETY: `prepare` took the mutex and forgot the guard.
+        unsafe { DRAIN.force_unlock() };
+    },
+    in_child: || (),
+};
 
 /// Stops each claimed record that `pick` picks: its lock is held, its gate is closed and its
 /// owner is out. The drain mutex is held, and stays so until [`resume`].
@@ -70,7 +83,7 @@ fn stop(pick: &dyn Fn(&Record) -> bool, patience_ms: u32) {
 }
 
 /// Lets every stopped record go on.
-pub(crate) fn resume() {
+fn resume() {
     for record in record::all().filter(|record| record.is_stopped()) {
         record.set_stopped(false);
         record.gate.restore();

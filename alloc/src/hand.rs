@@ -4,6 +4,8 @@ use core::cell::Cell;
 
 use memcg_accounting::Hands;
 
+use crate::fork::{AtFork, Place};
+
 static HANDS: Hands = Hands::new();
 
 thread_local! {
@@ -39,17 +41,15 @@ pub(crate) fn put_down() {
 /// How long a fork waits; a thread that the system does not run for that long loses what it has.
 const PATIENCE_MS: u32 = 1000;
 
-/// Lets nobody take anything in hand until [`resume`], and waits until nobody has.
-pub(crate) fn wait_for_none() {
-    HANDS.wait_for_none(PATIENCE_MS);
-}
-
-/// After the fork.
-pub(crate) fn resume() {
-    HANDS.resume();
-}
-
-/// In the child, whose one thread has nothing in hand.
-pub(crate) fn forget_others() {
-    HANDS.forget_others();
-}
+/// Before a fork nobody takes anything in hand, and nobody has; in the child its one thread has nothing either.
+pub(crate) static AT_FORK: AtFork = AtFork {
+    place: Place::Hands,
+    prepare: || HANDS.wait_for_none(PATIENCE_MS),
+    release: |in_child| {
+        if in_child {
+            HANDS.forget_others();
+        }
+        HANDS.resume();
+    },
+    in_child: || (),
+};

@@ -35,6 +35,7 @@ use memcg_accounting::{
     EventKind, EventSet, Events, GroupRef, NoWatch, Root, Seen, Window, now_us,
 };
 
+use crate::fork::{self, AtFork, Place};
 use crate::process::{ENGINE, TREE};
 use crate::scope;
 use crate::trigger::Trigger;
@@ -188,6 +189,7 @@ fn stalled_us(group: GroupRef, full: bool) -> u64 {
 ///
 /// There is no memory to note it: it is in the registry all the same, until [`remove`].
 pub(crate) fn add(state: &Arc<State>) -> Result<(), NoWatch> {
+    fork::join(&AT_FORK);
     match state.threshold {
         Threshold::Usage(_) if is_sum(state.group) => {
             ROOT_WATCHES.fetch_add(1, Ordering::Relaxed);
@@ -448,23 +450,19 @@ fn new_eventfd(count: u32) -> io::Result<OwnedFd> {
 
 // ---- fork -----------------------------------------------------------------------------------
 
-/// Takes the lock: for `fork`, before the drain mutex.
-pub(crate) fn lock_all() {
-    std::mem::forget(lock(&REGISTRY));
-}
-
-/// # Safety
-///
-/// The caller, or the thread that it is the copy of, called `lock_all`.
-pub(crate) unsafe fn unlock_all() {
-    // SAFETY: by contract the lock is held and its guard was forgotten.
-    unsafe { REGISTRY.force_unlock() };
-}
+/// Before the drain mutex: what happens under the lock may be charged.
+static AT_FORK: AtFork = AtFork {
+    place: Place::Watches,
+    prepare: || std::mem::forget(lock(&REGISTRY)),
+    // SAFETY: `prepare` took the lock and forgot the guard.
+    release: |_| unsafe { REGISTRY.force_unlock() },
+    in_child: after_fork,
+};
 
 /// In the child of a fork: watches are the parent's, and are closed here. A descriptor of theirs
 /// is the parent's eventfd: here its number gets one of the child's own, which is readable for
 /// good, so that nothing done here is seen there.
-pub(crate) fn after_fork() {
+fn after_fork() {
     TREE.forget_noticed();
     let groups = {
         let mut registry = lock(&REGISTRY);

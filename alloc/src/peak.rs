@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use memcg_accounting::GroupRef;
 use memcg_accounting::sync::{AtomicU64, Lock, Ordering, lock};
 
+use crate::fork::{self, AtFork, Place};
 use crate::group::Group;
 use crate::process::TREE;
 use crate::scope::unaccounted;
@@ -43,6 +44,7 @@ pub struct PeakReader {
 
 impl PeakReader {
     pub(crate) fn new(group: Group) -> Self {
+        fork::join(&AT_FORK);
         Self { group, saved: None }
     }
 
@@ -97,15 +99,11 @@ impl Drop for PeakReader {
     }
 }
 
-/// Takes the lock: for `fork`, before the drain mutex.
-pub(crate) fn lock_all() {
-    std::mem::forget(lock(&RESET));
-}
-
-/// # Safety
-///
-/// The caller, or the thread that it is the copy of, called `lock_all`.
-pub(crate) unsafe fn unlock_all() {
-    // SAFETY: by contract the lock is held and its guard was forgotten.
-    unsafe { RESET.force_unlock() };
-}
+/// Before the drain mutex, as all that allocates under a lock.
+static AT_FORK: AtFork = AtFork {
+    place: Place::Peaks,
+    prepare: || std::mem::forget(lock(&RESET)),
+    // SAFETY: `prepare` took the lock and forgot the guard.
+    release: |_| unsafe { RESET.force_unlock() },
+    in_child: || (),
+};

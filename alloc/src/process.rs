@@ -10,7 +10,8 @@ use memcg_accounting::{Barrier, Bell, Root, SYSTEM, Tree};
 use memcg_shrink::Engine;
 use once_cell::race::OnceBool;
 
-use crate::{fork, host, jemalloc, record};
+use crate::fork::{self, AtFork, Place};
+use crate::{central, drain, hand, host, jemalloc, record, vector};
 
 /// The tree of groups.
 pub(crate) static TREE: Tree = Tree::new();
@@ -50,6 +51,22 @@ pub(crate) fn start_tracking() {
 /// What the tree notices is the worker's to deliver.
 static BELL: Bell = Bell { ring: || ENGINE.ring() };
 
+static TREE_AT_FORK: AtFork = AtFork {
+    place: Place::Tree,
+    prepare: || TREE.lock_all(),
+    // SAFETY: `prepare` locked all.
+    release: |_| unsafe { TREE.unlock_all() },
+    in_child: || (),
+};
+
+static ENGINE_AT_FORK: AtFork = AtFork {
+    place: Place::Engine,
+    prepare: || ENGINE.lock_all(),
+    // SAFETY: `prepare` locked all.
+    release: |_| unsafe { ENGINE.unlock_all() },
+    in_child: || ENGINE.after_fork_child(),
+};
+
 static BEGUN: OnceBool = OnceBool::new();
 static EXIT_KEY: AtomicU32 = AtomicU32::new(u32::MAX);
 
@@ -68,6 +85,11 @@ pub(crate) fn begin(root: Root) -> bool {
         make_keys();
         ENGINE.set_host(&host::HOST);
         TREE.set_bell(&BELL);
+        for part in [&drain::AT_FORK, &hand::AT_FORK, &TREE_AT_FORK, &ENGINE_AT_FORK] {
+            fork::join(part);
+        }
+        fork::join(&central::AT_FORK);
+        fork::join(&vector::AT_FORK);
         // jemalloc registered its handlers when it booted: ours run first before a fork, and
         // last after it.
         fork::register();

@@ -27,6 +27,7 @@ use memcg_accounting::sync::{AtomicBool, AtomicU32, AtomicU64, Lock, Ordering, l
 use memcg_shrink::{Errand, ErrandEnd, futex_wait, futex_wake};
 
 use crate::error::Error;
+use crate::fork::{self, AtFork, Place};
 use crate::group::{self, Group};
 use crate::guarded::guarded;
 use crate::path;
@@ -306,6 +307,7 @@ impl Group {
             })
         });
         if is_installed {
+            fork::join(&AT_FORK);
             scope::unaccounted(|| lock(&TASKS).waiting.push_back(task.clone()));
             ENGINE.add_task();
             ENGINE.summon();
@@ -316,21 +318,17 @@ impl Group {
 
 // ---- fork -----------------------------------------------------------------------------------
 
-/// Takes the lock: for `fork`, before the drain mutex.
-pub(crate) fn lock_all() {
-    std::mem::forget(lock(&TASKS));
-}
-
-/// # Safety
-///
-/// The caller, or the thread that it is the copy of, called `lock_all`.
-pub(crate) unsafe fn unlock_all() {
-    // SAFETY: by contract the lock is held and its guard was forgotten.
-    unsafe { TASKS.force_unlock() };
-}
+/// Before the drain mutex, as all that allocates under a lock.
+static AT_FORK: AtFork = AtFork {
+    place: Place::Tasks,
+    prepare: || std::mem::forget(lock(&TASKS)),
+    // SAFETY: `prepare` took the lock and forgot the guard.
+    release: |_| unsafe { TASKS.force_unlock() },
+    in_child: after_fork,
+};
 
 /// In the child of a fork, whose worker has yet to be made: tasks are the parent's, and end here.
-pub(crate) fn after_fork() {
+fn after_fork() {
     ENGINE.forget_tasks();
     let mut tasks = lock(&TASKS);
     let Tasks { waiting, at_their_turn } = &mut *tasks;

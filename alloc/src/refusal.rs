@@ -9,6 +9,7 @@ use memcg_accounting::sync::{AtomicBool, Lock, Ordering, lock};
 use memcg_shrink::Refusal as RawRefusal;
 
 use crate::error::OverLimit;
+use crate::fork::{self, AtFork, Place};
 use crate::group::{self, Group};
 use crate::guarded::guarded;
 use crate::path::{self, Path, Shown};
@@ -214,6 +215,7 @@ impl fmt::Display for Refusal {
 /// ```
 pub fn on_refusal(f: impl Fn(&Refusal) + Send + Sync + 'static) {
     let hook: Arc<Hook> = scope::unaccounted(|| Arc::new(f));
+    fork::join(&AT_FORK);
     let before = lock(&HOOK).replace(hook);
     ENGINE.want_refusals();
     if group::is_installed() {
@@ -246,19 +248,11 @@ pub(crate) fn tell() {
     }
 }
 
-pub(crate) fn lock_all() {
-    std::mem::forget(lock(&HOOK));
-}
-
-/// # Safety
-///
-/// The caller, or the thread that it is the copy of, called `lock_all`.
-pub(crate) unsafe fn unlock_all() {
-    // SAFETY: by contract the lock is held and its guard was forgotten.
-    unsafe { HOOK.force_unlock() };
-}
-
-/// In the child of a fork, in which nobody is telling.
-pub(crate) fn after_fork() {
-    TELLING.store(false, Ordering::Relaxed);
-}
+/// Before the drain mutex, as all that allocates under a lock. In the child nobody is telling.
+static AT_FORK: AtFork = AtFork {
+    place: Place::Refusals,
+    prepare: || std::mem::forget(lock(&HOOK)),
+    // SAFETY: `prepare` took the lock and forgot the guard.
+    release: |_| unsafe { HOOK.force_unlock() },
+    in_child: || TELLING.store(false, Ordering::Relaxed),
+};

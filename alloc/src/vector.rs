@@ -20,6 +20,7 @@ use memcg_accounting::SYSTEM;
 use memcg_accounting::sync::{AtomicU32, AtomicUsize, Lock, Ordering, lock};
 
 use crate::edge::HARDENED;
+use crate::fork::{AtFork, Place};
 
 const PAGE: usize = 4096;
 /// Address space that is mapped at a time, with its guard pages if there are any; only touched
@@ -163,23 +164,21 @@ pub(crate) unsafe fn give_back(pages: *mut AtomicU32, bytes: usize) {
     unsafe { libc::madvise(pages.cast(), bytes, libc::MADV_DONTNEED) };
 }
 
-/// Takes the locks, for `fork`: whoever is on the bypass may have one at that moment.
-pub(crate) fn lock_all() {
-    core::mem::forget(lock(&ARENA_OTHER));
-    core::mem::forget(lock(&ARENA_NOW));
-}
-
-/// Ends what [`lock_all`] began.
-///
-/// # Safety
-///
-/// The caller, or the thread that it is the copy of, called `lock_all`.
-pub(crate) unsafe fn unlock_all() {
-    // SAFETY: by contract the lock is held and its guard was forgotten.
-    unsafe { ARENA_NOW.force_unlock() };
-    // SAFETY: as above.
-    unsafe { ARENA_OTHER.force_unlock() };
-}
+/// Whoever is on the bypass may have one of the locks at that moment.
+pub(crate) static AT_FORK: AtFork = AtFork {
+    place: Place::Vectors,
+    prepare: || {
+        core::mem::forget(lock(&ARENA_OTHER));
+        core::mem::forget(lock(&ARENA_NOW));
+    },
+    release: |_| {
+        // SAFETY: `prepare` took the lock and forgot the guard.
+        unsafe { ARENA_NOW.force_unlock() };
+        // SAFETY: as above.
+        unsafe { ARENA_OTHER.force_unlock() };
+    },
+    in_child: || (),
+};
 
 /// Bytes that all vectors have together.
 pub(crate) fn bytes() -> usize {

@@ -20,6 +20,7 @@ use std::task::Waker;
 
 use memcg_accounting::sync::{Lock, lock};
 
+use crate::fork::{self, AtFork, Place};
 use crate::guarded::guarded;
 use crate::process::ENGINE;
 use crate::scope;
@@ -44,6 +45,7 @@ pub(crate) struct Wakers(Lock<Places>);
 
 impl Wakers {
     pub(crate) fn new() -> Self {
+        fork::join(&AT_FORK);
         Self(Lock::new(Places { round: 0, wakers: Vec::new(), free: Vec::new(), last: None }))
     }
 
@@ -150,23 +152,15 @@ pub(crate) fn wake_due() {
     }
 }
 
-/// Takes the lock: for `fork`, after that of the registry of watches.
-pub(crate) fn lock_all() {
-    std::mem::forget(lock(&DUE));
-}
-
-/// # Safety
-///
-/// The caller, or the thread that it is the copy of, called `lock_all`.
-pub(crate) unsafe fn unlock_all() {
-    // SAFETY: by contract the lock is held and its guard was forgotten.
-    unsafe { DUE.force_unlock() };
-}
-
-/// In the child of a fork: they are the parent's, and are kept, for what they hold may be locked by threads that are gone.
-pub(crate) fn after_fork() {
-    std::mem::forget(std::mem::take(&mut *lock(&DUE)));
-}
+/// In the child those that are due are the parent's, and are kept, for what they hold may be locked by threads that
+/// are gone.
+static AT_FORK: AtFork = AtFork {
+    place: Place::Wakers,
+    prepare: || std::mem::forget(lock(&DUE)),
+    // SAFETY: `prepare` took the lock and forgot the guard.
+    release: |_| unsafe { DUE.force_unlock() },
+    in_child: || std::mem::forget(std::mem::take(&mut *lock(&DUE))),
+};
 
 #[cfg(test)]
 mod tests {

@@ -15,8 +15,9 @@ use core::ptr;
 
 use memcg_accounting::sync::{AtomicU32, Ordering};
 
+use crate::fork::{self, AtFork, Place};
 use crate::process::ENGINE;
-use crate::{drain, fork, notice};
+use crate::{drain, notice};
 
 /// No keeper.
 const NONE: u32 = 0;
@@ -44,6 +45,7 @@ pub(crate) fn start() -> bool {
         return false;
     }
     // A child must know that it has not got these threads.
+    fork::join(&AT_FORK);
     fork::register();
     let started = spawn(KEEPER_STACK, keep);
     KEEPER.store(if started { RUNNING } else { NONE }, Ordering::Relaxed);
@@ -56,11 +58,13 @@ pub(crate) fn want_ticks() {
     ENGINE.want_ticks();
 }
 
-/// In the child of a `fork`: the threads are not there any more.
-pub(crate) fn after_fork() {
-    KEEPER.store(NONE, Ordering::Relaxed);
-    ENGINE.after_fork_child();
-}
+/// In the child the threads are not there any more.
+static AT_FORK: AtFork = AtFork {
+    place: Place::Workers,
+    prepare: || (),
+    release: |_| (),
+    in_child: || KEEPER.store(NONE, Ordering::Relaxed),
+};
 
 extern "C" fn keep(_: *mut c_void) -> *mut c_void {
     name(c"memcg-keeper");

@@ -11,7 +11,23 @@ use core::ptr;
 
 use memcg_accounting::sync::{AtomicPtr, Lock, Ordering, lock};
 
-use super::shared::Shared;
+use crate::fork::{self, AtFork, Place};
+
+/// A cache, as a fork sees it.
+pub(super) trait Held {
+    /// Waits until nobody is inside a shard, and lets nobody in.
+    fn hold(&self);
+    /// Ends what [`hold`](Held::hold) began.
+    ///
+    /// # Safety
+    ///
+    /// The caller, or the thread that it is the copy of, called `hold`.
+    unsafe fn release(&self);
+    /// In the child, after `release`.
+    fn after_fork(&self);
+    /// The cache's place in the list.
+    fn member(&self) -> &Member;
+}
 
 /// A cache's place in the list of all caches.
 #[derive(Debug)]
@@ -29,12 +45,12 @@ static FIRST: Lock<AtomicPtr<Member>> = Lock::new(AtomicPtr::new(ptr::null_mut()
 
 impl Member {
     /// Of a cache that is not in the list yet.
-    pub(super) const fn new<K, V>() -> Self {
+    pub(super) const fn new<T: Held>() -> Self {
         Self {
             cache: AtomicPtr::new(ptr::null_mut()),
-            hold: hold::<K, V>,
-            release: release::<K, V>,
-            after: after::<K, V>,
+            hold: hold::<T>,
+            release: release::<T>,
+            after: after::<T>,
             next: AtomicPtr::new(ptr::null_mut()),
             prev: AtomicPtr::new(ptr::null_mut()),
         }
@@ -47,8 +63,9 @@ impl Member {
 }
 
 /// Puts a cache, which will not move, in the list. Relaxed: the lock orders the links.
-pub(super) fn join<K, V>(shared: &Shared<K, V>) {
-    let member = &shared.member;
+pub(super) fn join<T: Held>(shared: &T) {
+    fork::join(&AT_FORK);
+    let member = shared.member();
     let first = lock(&FIRST);
     let old = first.load(Ordering::Relaxed);
     member.cache.store(ptr::from_ref(shared).cast_mut().cast(), Ordering::Relaxed);
@@ -61,8 +78,8 @@ pub(super) fn join<K, V>(shared: &Shared<K, V>) {
 }
 
 /// Takes a cache, which ends, out of the list, if it is in.
-pub(super) fn leave<K, V>(shared: &Shared<K, V>) {
-    let member = &shared.member;
+pub(super) fn leave<T: Held>(shared: &T) {
+    let member = shared.member();
     let first = lock(&FIRST);
     if member.cache.swap(ptr::null_mut(), Ordering::Relaxed).is_null() {
         return;
@@ -82,28 +99,28 @@ pub(super) fn leave<K, V>(shared: &Shared<K, V>) {
 
 /// # Safety
 ///
-/// `cache` is a `Shared<K, V>` in the list.
-unsafe fn hold<K, V>(cache: *const ()) {
+/// `cache` is a `T` in the list.
+unsafe fn hold<T: Held>(cache: *const ()) {
     // SAFETY: by contract.
-    unsafe { &*cache.cast::<Shared<K, V>>() }.hold();
+    unsafe { &*cache.cast::<T>() }.hold();
 }
 
 /// # Safety
 ///
-/// `cache` is a `Shared<K, V>` in the list, which is held.
-unsafe fn release<K, V>(cache: *const ()) {
+/// `cache` is a `T` in the list, which is held.
+unsafe fn release<T: Held>(cache: *const ()) {
     // SAFETY: by contract.
-    let shared = unsafe { &*cache.cast::<Shared<K, V>>() };
+    let shared = unsafe { &*cache.cast::<T>() };
     // SAFETY: by contract.
     unsafe { shared.release() };
 }
 
 /// # Safety
 ///
-/// `cache` is a `Shared<K, V>` in the list.
-unsafe fn after<K, V>(cache: *const ()) {
+/// `cache` is a `T` in the list.
+unsafe fn after<T: Held>(cache: *const ()) {
     // SAFETY: by contract.
-    unsafe { &*cache.cast::<Shared<K, V>>() }.after_fork();
+    unsafe { &*cache.cast::<T>() }.after_fork();
 }
 
 /// Runs `f`, which is short and takes no lock, while no fork begins: for what a thread that the
@@ -120,8 +137,15 @@ fn each(first: &AtomicPtr<Member>, f: impl FnMut(&Member)) {
     core::iter::successors(first, |member| member.next()).for_each(f);
 }
 
+static AT_FORK: AtFork = AtFork {
+    place: Place::Caches,
+    prepare: hold_all,
+    release: |_| release_all(),
+    in_child: after_fork,
+};
+
 /// Waits until nobody is inside a shard, and lets nobody in: sections there are short.
-pub(crate) fn lock_all() {
+fn hold_all() {
     let first = lock(&FIRST);
     each(&first, |member| {
         // SAFETY: the member is in the list, and so is its cache.
@@ -130,24 +154,19 @@ pub(crate) fn lock_all() {
     core::mem::forget(first);
 }
 
-/// Ends what [`lock_all`] began.
-///
-/// # Safety
-///
-/// The caller, or the thread that it is the copy of, called `lock_all`.
-pub(crate) unsafe fn unlock_all() {
-    // SAFETY: by contract the lock is held, so nobody else reaches the value.
+/// Ends what [`hold_all`] began.
+fn release_all() {
+    // SAFETY: `hold_all` took the lock, on this thread or the one that it is the copy of.
     let first = unsafe { &*FIRST.as_mut_ptr() };
     each(first, |member| {
-        // SAFETY: the member is in the list, and its cache was held by `lock_all`.
+        // SAFETY: the member is in the list, and its cache is held.
         unsafe { (member.release)(member.cache.load(Ordering::Relaxed)) };
     });
-    // SAFETY: by contract the lock is held and its guard was forgotten.
+    // SAFETY: `hold_all` forgot the guard.
     unsafe { FIRST.force_unlock() };
 }
 
-/// In the child of a fork, after [`unlock_all`].
-pub(crate) fn after_fork() {
+fn after_fork() {
     let first = lock(&FIRST);
     each(&first, |member| {
         // SAFETY: the member is in the list, and so is its cache.

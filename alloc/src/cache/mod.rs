@@ -25,7 +25,6 @@ use memcg_shrink::{Place, ShrinkerId};
 
 pub use stat::CacheStat;
 
-pub(crate) use self::fork::{after_fork, lock_all, unlock_all};
 use self::shared::Shared;
 use crate::group::Group;
 use crate::guarded::Thrown;
@@ -133,7 +132,7 @@ where
     unsafe fn at(name: &str, place: Place) -> Self {
         unaccounted(|| {
             let shared = Arc::new(Shared::new());
-            fork::join(&shared);
+            fork::join(&*shared);
             // SAFETY: by contract.
             let shrinker = unsafe { evict::register(&shared, name, place) };
             if let Some(shrinker) = shrinker {

@@ -30,7 +30,7 @@ use std::sync::OnceLock;
 use memcg_accounting::GroupRef;
 use memcg_accounting::sync::{AtomicU64, AtomicUsize, Ordering};
 
-use super::fork;
+use super::fork::{self, Held, Member};
 use super::node::NodeRef;
 use super::shard::{Batch, Shard};
 use super::table::{Buckets, Range};
@@ -70,7 +70,7 @@ pub(super) struct Shared<K, V> {
     pub(super) turn: Turn,
     pub(super) max_entries: AtomicUsize,
     early_misses: AtomicU64,
-    pub(super) member: fork::Member,
+    pub(super) member: Member,
     entries: PhantomData<NodeRef<K, V>>,
 }
 
@@ -122,7 +122,7 @@ impl<K, V> Shared<K, V> {
             turn: Turn::new(),
             max_entries: AtomicUsize::new(usize::MAX),
             early_misses: AtomicU64::new(0),
-            member: fork::Member::new::<K, V>(),
+            member: Member::new::<Self>(),
             entries: PhantomData,
         }
     }
@@ -418,31 +418,29 @@ impl<K, V> Shared<K, V> {
     }
 }
 
-impl<K, V> Shared<K, V> {
-    /// Lets nobody into a shard, for `fork`.
-    pub(super) fn hold(&self) {
+impl<K, V> Held for Shared<K, V> {
+    fn hold(&self) {
         for shard in self.shards.get().into_iter().flatten() {
             std::mem::forget(shard.write());
         }
     }
 
-    /// Lets everybody in again.
-    ///
-    /// # Safety
-    ///
-    /// The caller, or the thread that it is the copy of, called `hold`.
-    pub(super) unsafe fn release(&self) {
+    unsafe fn release(&self) {
         for shard in self.shards.get().into_iter().flatten() {
             // SAFETY: by contract the shard is locked and its guard was forgotten.
             unsafe { shard.force_unlock() };
         }
     }
 
-    /// In the child of a fork: updates of threads that it does not have are over.
-    pub(super) fn after_fork(&self) {
+    /// Updates of threads that the child does not have are over.
+    fn after_fork(&self) {
         for shard in self.shards() {
             shard.write().markers.forget_others();
         }
+    }
+
+    fn member(&self) -> &Member {
+        &self.member
     }
 }
 
