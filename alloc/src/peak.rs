@@ -5,18 +5,26 @@
 //! of what was saved for it and the local one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use memcg_accounting::GroupRef;
-use memcg_accounting::sync::{AtomicU64, Lock, Ordering, lock};
+use memcg_accounting::sync::{AtomicU64, AtomicUsize, Lock, Ordering, lock};
 
 use crate::fork::{self, AtFork, Place};
 use crate::group::Group;
 use crate::process::TREE;
 use crate::scope::unaccounted;
 
-/// Readers that were reset, by group. What is allocated under it is charged to nobody.
-static RESET: Lock<Option<HashMap<GroupRef, Vec<Weak<AtomicU64>>>>> = Lock::new(None);
+/// Readers that were reset, by group, each until it is dropped. What is allocated under it is charged to nobody.
+static RESET: Lock<Option<HashMap<GroupRef, Vec<Arc<Saved>>>>> = Lock::new(None);
+
+/// What was saved for a reader.
+#[derive(Debug)]
+struct Saved {
+    peak: AtomicU64,
+    /// Where the reader is among those of its group. Changes under the lock.
+    place: AtomicUsize,
+}
 
 /// Reads a group's peak since its own last reset: [`Group::peak_reader`]. Holds a handle.
 ///
@@ -39,7 +47,7 @@ static RESET: Lock<Option<HashMap<GroupRef, Vec<Weak<AtomicU64>>>>> = Lock::new(
 pub struct PeakReader {
     group: Group,
     /// The peak that was saved for this reader; none before its first reset.
-    saved: Option<Arc<AtomicU64>>,
+    saved: Option<Arc<Saved>>,
 }
 
 impl PeakReader {
@@ -55,7 +63,7 @@ impl PeakReader {
         let Some(saved) = &self.saved else { return self.group.peak() };
         let _resets = lock(&RESET);
         // Relaxed: resets are kept out by the lock.
-        saved.load(Ordering::Relaxed).max(TREE.local_peak(self.group.as_ref()))
+        saved.peak.load(Ordering::Relaxed).max(TREE.local_peak(self.group.as_ref()))
     }
 
     /// Begins anew at the usage of now. Other readers keep their peaks.
@@ -64,18 +72,15 @@ impl PeakReader {
             let mut resets = lock(&RESET);
             let readers = resets.get_or_insert_default().entry(self.group.as_ref()).or_default();
             let (old, usage) = TREE.reset_local_peak(self.group.as_ref());
-            readers.retain(|reader| match reader.upgrade() {
-                Some(saved) => {
-                    saved.fetch_max(old, Ordering::Relaxed);
-                    true
-                }
-                None => false,
-            });
+            for reader in &*readers {
+                reader.peak.fetch_max(old, Ordering::Relaxed);
+            }
             match &self.saved {
-                Some(saved) => saved.store(usage, Ordering::Relaxed),
+                Some(saved) => saved.peak.store(usage, Ordering::Relaxed),
                 None => {
-                    let saved = Arc::new(AtomicU64::new(usage));
-                    readers.push(Arc::downgrade(&saved));
+                    let place = AtomicUsize::new(readers.len());
+                    let saved = Arc::new(Saved { peak: AtomicU64::new(usage), place });
+                    readers.push(saved.clone());
                     self.saved = Some(saved);
                 }
             }
@@ -87,14 +92,17 @@ impl Drop for PeakReader {
     fn drop(&mut self) {
         let Some(saved) = self.saved.take() else { return };
         let mut resets = lock(&RESET);
-        drop(saved);
         let Some(resets) = resets.as_mut() else { return };
         let group = self.group.as_ref();
-        if let Some(readers) = resets.get_mut(&group) {
-            readers.retain(|reader| reader.strong_count() > 0);
-            if readers.is_empty() {
-                resets.remove(&group);
-            }
+        let Some(readers) = resets.get_mut(&group) else { return };
+        // Relaxed: places change under the lock.
+        let place = saved.place.load(Ordering::Relaxed);
+        readers.swap_remove(place);
+        if let Some(moved) = readers.get(place) {
+            moved.place.store(place, Ordering::Relaxed);
+        }
+        if readers.is_empty() {
+            resets.remove(&group);
         }
     }
 }

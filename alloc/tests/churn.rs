@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use memcg::Group;
+use memcg::{Group, Limit};
 use support::{Raw, alone};
 
 #[global_allocator]
@@ -60,7 +60,7 @@ fn a_million_groups_leave_nothing_behind() {
 #[test]
 fn deep_chains_and_wide_families_leave_nothing_behind() {
     let _alone = alone();
-    let parent = Group::root().create("shapes").expect("fresh");
+    let parent = Group::root().builder("shapes").max_depth(Limit::Max).build().expect("fresh");
     let mut metadata = 0;
     for turn in 0..20 {
         let mut chain = vec![parent.create("deep").expect("fresh")];

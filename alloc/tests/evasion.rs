@@ -50,6 +50,43 @@ fn what_a_dropped_tenant_leaves_is_nobodys_where_the_root_is_untracked() {
     assert_eq!((Group::of(left[0].as_ptr()), Group::root().usage()), (None, 0));
 }
 
+/// How many MiB a thread gets that leaks a scope of `tenant`, which goes then; 100 at most.
+fn by_a_leaked_scope(tenant: Group) -> usize {
+    let work = move || {
+        std::mem::forget(tenant.enter());
+        drop(tenant);
+        let got: Vec<_> = (0..100).map_while(|_| Raw::new(MIB)).collect();
+        got.len()
+    };
+    std::thread::spawn(work).join().expect("no panic")
+}
+
+#[test]
+fn a_scope_that_is_leaked_pays_as_the_limited_parent_or_as_nobody() {
+    let _alone = alone();
+    let tenants = Group::root().builder("all tenants").max(20 * MIB as u64).build().expect("fresh");
+    let tenant = |parent: &Group| parent.builder("leaks").max(MIB as u64).build().expect("fresh");
+    let got = by_a_leaked_scope(tenant(&tenants));
+    assert!((10..=20).contains(&got), "{got} MiB of the parent's 20");
+    assert_eq!(
+        by_a_leaked_scope(tenant(&Group::root())),
+        100,
+        "nobody pays where the root is untracked"
+    );
+}
+
+#[test]
+fn a_handle_is_all_that_it_takes() {
+    let _alone = alone();
+    let tenant = Group::root().builder("its own master").max(MIB as u64).build().expect("fresh");
+    tenant.run(|| {
+        Group::current().set_max(Limit::Max).expect("who has a handle may");
+        assert!(Raw::new(2 * MIB).is_some());
+        let unaccounted = memcg::unaccounted(|| Raw::new(MIB)).expect("nobody's");
+        assert_eq!(Group::of(unaccounted.as_ptr()), None);
+    });
+}
+
 #[test]
 fn a_gone_group_of_which_something_lives_costs_its_heir_what_lives() {
     let _alone = alone();
@@ -58,7 +95,7 @@ fn a_gone_group_of_which_something_lives_costs_its_heir_what_lives() {
     while let Some(object) = Raw::in_group(&heir.create("short").expect("its name is free"), 8) {
         left.push(object);
     }
-    // So the 28 bytes of a context are as many times as the heir's limit has room for 8.
+    // So the bytes of a context are as many times as the heir's limit has room for 8.
     let contexts = heir.stat().nr_contexts;
     assert!(contexts <= (64 << 10) / 8, "{contexts}");
     assert!(left.len() > 4000, "{}", left.len());

@@ -65,6 +65,34 @@ fn the_depth_of_groups_is_bounded() {
 }
 
 #[test]
+fn readers_of_peaks_go_in_any_order() {
+    let running = running();
+    let group = group("peaks");
+    let reset = |bytes: usize| {
+        let mut reader = group.peak_reader();
+        reader.reset();
+        drop(reserve(&group, bytes).expect("no limit"));
+        memcg::drain();
+        reader
+    };
+    // Each has seen what came after it, and what the later ones saved for it.
+    let mut readers: Vec<_> = (1..=50).rev().map(|i| Some((i << 20, reset(i << 20)))).collect();
+    for gone in (0..50).step_by(3).chain((0..50).rev().step_by(7)) {
+        readers[gone] = None;
+        for (bytes, reader) in readers.iter().flatten() {
+            assert!(
+                (*bytes as u64..(*bytes as u64) + (1 << 19)).contains(&reader.get()),
+                "{reader:?}"
+            );
+        }
+        let mut last = group.peak_reader();
+        last.reset();
+    }
+    drop(readers);
+    check_at_rest(running);
+}
+
+#[test]
 fn it_is_installed() {
     let _running = running();
     assert!(memcg::is_installed());

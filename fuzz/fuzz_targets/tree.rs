@@ -60,7 +60,7 @@ impl Model {
         let above = parent.map_or(GroupRef::ROOT, |i| self.groups[i].group);
         let max = if number % 4 == 0 { Limit::Max } else { Limit::Bytes(number * 16) };
         let name = self.groups.len().to_string();
-        let settings = Settings { max, ..Settings::default() };
+        let settings = Settings { max, max_depth: Some(Limit::Max), ..Settings::default() };
         let group = TREE.create(above, &name, settings).expect("a fresh name");
         let payer = TREE.payer(group);
         self.groups.push(Known { group, payer, parent, handles: 1, online: true });
