@@ -13,12 +13,13 @@ use crate::central;
 use crate::class::Class;
 use crate::hand;
 use crate::maps;
-use crate::process::{self, ENGINE, TREE};
+use crate::process::{ENGINE, TREE};
 use crate::scope::{self, Refused};
+use crate::start;
 
 /// An object of `class` for the current payer, or null.
 pub(crate) fn alloc(class: Class, root: Root) -> *mut u8 {
-    if !process::begin(root) {
+    if !start::begin(root) {
         return ptr::null_mut();
     }
     match charge(|payer| ENGINE.charge(payer, class.size() as u64, 0)) {
@@ -74,7 +75,7 @@ pub(crate) fn uncharge_large(tag: Tag, bytes: u64) {
 
 /// An object for a charge that was made; or null, and the charge is undone.
 pub(crate) fn take_paid(class: Class, charged: Charged, root: Root) -> *mut u8 {
-    debug_assert!(process::begin(root), "a charge was made");
+    debug_assert!(start::begin(root), "a charge was made");
     let need = class.size() as u64;
     if charged.bytes > need {
         TREE.uncharge(charged.tag, charged.bytes - need);

@@ -537,8 +537,8 @@ mod tests {
 
     #[test]
     fn a_vector_that_another_thread_makes_during_a_hand_over_leaves_the_shared_zeros_alone() {
-        assert!(process::begin(Root::Untracked));
-        process::start_tracking();
+        assert!(crate::start::begin(Root::Untracked));
+        crate::record::start_tracking();
         let class = Class::of(Layout::new::<[u64; 3000]>()).expect("a slab class");
         let group = TREE.create(memcg_accounting::GroupRef::ROOT, "zeros", Settings::default());
         let payer = TREE.payer(group.expect("fresh"));
@@ -566,8 +566,8 @@ mod tests {
 
     #[test]
     fn a_flush_of_many_objects_of_one_payer_stays_within_the_bound() {
-        assert!(process::begin(Root::Untracked));
-        process::start_tracking();
+        assert!(crate::start::begin(Root::Untracked));
+        crate::record::start_tracking();
         let class = Class::of(Layout::new::<[u64; 256]>()).expect("a slab class");
         let group = TREE.create(memcg_accounting::GroupRef::ROOT, "flushed", Settings::default());
         let payer = TREE.payer(group.expect("fresh"));

@@ -170,7 +170,7 @@ mod tests {
     use memcg_accounting::{GroupRef, Root, Settings};
 
     use super::*;
-    use crate::{Memcg, process};
+    use crate::{Memcg, start};
 
     const CASE: &str = "MEMCG_TEST_CASE";
     const LARGE: usize = 100_000;
@@ -182,7 +182,7 @@ mod tests {
         let layout = Layout::from_size_align(size, 8).expect("a layout");
         // SAFETY: the size is not 0.
         let object = unsafe { ALLOC.alloc(layout) };
-        assert!(process::begin(Root::Untracked));
+        assert!(start::begin(Root::Untracked));
         let group = TREE.create(GroupRef::ROOT, "idle", Settings::default()).expect("fresh");
         match case {
             "of a large object" => {

@@ -126,7 +126,7 @@ mod tests {
     use memcg_accounting::{GroupRef, Root, Settings};
 
     use super::*;
-    use crate::process;
+    use crate::start;
 
     fn text(what: What, of: Of, tag: Tag) -> String {
         let mut line = Line { bytes: [0; LONGEST], len: 0 };
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_finding_names_class_and_path_in_one_line_of_bounded_length() {
-        assert!(process::begin(Root::Untracked));
+        assert!(start::begin(Root::Untracked));
         let class = Class::of(Layout::new::<[u8; 60]>()).expect("a slab class");
         let said = text(What::DoubleFree, Of::Class(class), Tag::NOBODY);
         assert_eq!(said, "memcg: double free: 0x7000, class 64, no group");

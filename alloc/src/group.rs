@@ -9,7 +9,8 @@ use memcg_shrink::Deadline;
 
 use crate::error::{Error, OverLimit};
 use crate::path::Path;
-use crate::process::{self, ENGINE, TREE};
+use crate::process::{ENGINE, TREE};
+use crate::record;
 use crate::scope::{self, Current, Restore};
 use crate::{drain, fork, maps};
 
@@ -663,7 +664,7 @@ pub(crate) fn prepare(path: impl FnOnce() -> String) -> Result<(), Error> {
     if !is_installed() {
         return Err(Error::not_installed(path()));
     }
-    process::start_tracking();
+    record::start_tracking();
     fork::register();
     Ok(())
 }

@@ -3,7 +3,7 @@
 use memcg_accounting::{GroupRef, Reason, Request, Tag};
 use memcg_shrink::{Caller, Errand, Host};
 
-use crate::process::{ENGINE, TREE};
+use crate::process::ENGINE;
 use crate::scope::{self, Eager};
 use crate::{drain, hand, notice, reclaim_task, record, refusal, wakers, worker};
 
@@ -20,7 +20,7 @@ impl Host for Allocator {
     fn caller(&self) -> Caller {
         // A thread that is new in the middle of a cut waits: without a request nothing would be
         // reclaimed on its behalf.
-        let record = record::own_within(TREE.root_kind(), RECORD_WAIT_MS);
+        let record = record::own_within(RECORD_WAIT_MS);
         Caller {
             request: record.map(|record| &record.request),
             reclaiming: scope::eager().depth > 0,

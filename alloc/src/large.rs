@@ -15,13 +15,14 @@ use crate::jemalloc;
 use crate::maps;
 use crate::process::{self, ENGINE, TREE};
 use crate::scope::{self, Refused};
+use crate::start;
 
 /// From this size on the memory comes before the charge.
 const HUGE: usize = 1 << 30;
 
 /// An object of `layout` for the current payer, or null.
 pub(crate) fn alloc(layout: Layout, zeroed: bool, root: Root) -> *mut u8 {
-    if !process::begin(root) {
+    if !start::begin(root) {
         return ptr::null_mut();
     }
     if !process::is_tracking() {

@@ -71,6 +71,7 @@ mod scope;
 mod shrinker;
 mod slow;
 mod span;
+mod start;
 mod stat;
 mod trigger;
 #[cfg(doctest)]

@@ -23,9 +23,7 @@ use core::ptr;
 use memcg_accounting::sync::{
     AtomicBool, AtomicPtr, AtomicU32, Guard, Ordering, fence, try_lock, yield_now,
 };
-use memcg_accounting::{
-    BarrierKind, Gate, GroupRef, Payer, Reason, Request, Root, SYSTEM, Tag, now_ms,
-};
+use memcg_accounting::{BarrierKind, Gate, GroupRef, Payer, Reason, Request, SYSTEM, Tag, now_ms};
 
 use crate::cached::Cached;
 use crate::drain::DRAIN;
@@ -275,7 +273,7 @@ fn settle_now() {
     // The pin matters even if nothing is allocated: a scope that is leaked must not come to
     // mean a stranger.
     // So it is worth the wait for the end of a cut, which is short, or given up.
-    let Some(record) = own_within(TREE.root_kind(), CUT_MS) else { return };
+    let Some(record) = own_within(CUT_MS) else { return };
     if record.gate.lock_within(CUT_MS) {
         // An entry pins its payer: a drain of idle threads lets go of it.
         record.pass();
@@ -288,16 +286,16 @@ fn settle_now() {
 
 /// The calling thread's record, claimed if it has none. `None`: it can't have one now; its
 /// allocations take the bypass.
-pub(crate) fn own(root: Root) -> Option<&'static Record> {
+pub(crate) fn own() -> Option<&'static Record> {
     // No claim in the middle of a cut, and no wait for its end.
-    own_with(root, || try_lock(&DRAIN))
+    own_with(|| try_lock(&DRAIN))
 }
 
 /// The same for a thread that needs one, because it reclaims: it waits for the end of a cut, at
 /// most about `timeout_ms`. Not under a lock.
-pub(crate) fn own_within(root: Root, timeout_ms: u32) -> Option<&'static Record> {
+pub(crate) fn own_within(timeout_ms: u32) -> Option<&'static Record> {
     let start = now_ms();
-    own_with(root, || {
+    own_with(|| {
         loop {
             let drain = try_lock(&DRAIN);
             if drain.is_some() || now_ms().wrapping_sub(start) >= timeout_ms {
@@ -308,15 +306,12 @@ pub(crate) fn own_within(root: Root, timeout_ms: u32) -> Option<&'static Record>
     })
 }
 
-fn own_with(
-    root: Root,
-    take: impl FnOnce() -> Option<Guard<'static, ()>>,
-) -> Option<&'static Record> {
+fn own_with(take: impl FnOnce() -> Option<Guard<'static, ()>>) -> Option<&'static Record> {
     let record = record();
     if !ptr::eq(record, &raw const EMPTY) {
         return Some(record);
     }
-    if EXITED.get() || !process::begin(root) {
+    if EXITED.get() || !process::has_begun() {
         return None;
     }
     let _drain = take()?;
@@ -452,11 +447,18 @@ pub(crate) fn take_over() {
 
 /// Has every owner look at tags from now on.
 pub(crate) fn start_tracking() {
+    static EVERYWHERE: AtomicBool = AtomicBool::new(false);
+    // Acquire pairs with the Release below: no group is made before every record tracks.
+    if EVERYWHERE.load(Ordering::Acquire) {
+        return;
+    }
+    process::set_tracking();
     // Partner: the fence in `open`.
     fence(Ordering::SeqCst);
     for record in all() {
         record.tracks.store(true, Ordering::Relaxed);
     }
+    EVERYWHERE.store(true, Ordering::Release);
 }
 
 /// Tells every owner that fences are full ones from now on.
@@ -475,11 +477,11 @@ mod tests {
 
     #[test]
     fn a_scope_that_was_leaked_does_not_pay_as_the_next_user_of_its_tag() {
-        assert!(process::begin(Root::Untracked));
-        process::start_tracking();
+        assert!(crate::start::begin(memcg_accounting::Root::Untracked));
+        start_tracking();
         // None: another test drains.
         let record = loop {
-            if let Some(record) = own(Root::Untracked) {
+            if let Some(record) = own() {
                 break record;
             }
             yield_now();
@@ -522,7 +524,7 @@ mod tests {
         let slow = thread::spawn(move || {
             // None: another test drains.
             let record = loop {
-                if let Some(record) = own(Root::Untracked) {
+                if let Some(record) = own() {
                     break record;
                 }
                 thread::yield_now();
@@ -558,7 +560,7 @@ mod tests {
         let ends = thread::spawn(move || {
             // None: another test drains.
             let record = loop {
-                if let Some(record) = own(Root::Untracked) {
+                if let Some(record) = own() {
                     break record;
                 }
                 thread::yield_now();
@@ -597,7 +599,7 @@ mod tests {
         let stopped = thread::spawn(move || {
             // None: another test drains.
             let record = loop {
-                if let Some(record) = own(Root::Untracked) {
+                if let Some(record) = own() {
                     break record;
                 }
                 thread::yield_now();

@@ -12,9 +12,10 @@ use crate::bypass;
 use crate::cached::Step;
 use crate::class::Class;
 use crate::hand;
-use crate::process::{ENGINE, TREE};
+use crate::process::{self, ENGINE, TREE};
 use crate::record::{self, Record};
 use crate::scope::{self, Refused};
+use crate::start;
 
 /// What keeps an owner from working on its record at all.
 const CLOSED: Reason = Reason::EMPTY.and(Reason::RECLAIM).and(Reason::EXITING);
@@ -72,7 +73,10 @@ pub(crate) unsafe fn alloc_others(
 
 /// The calling thread's record, if its owner may work on it.
 fn workable(root: Root) -> Option<&'static Record> {
-    let record = record::own(root)?;
+    if !process::has_begun() && !start::begin(root) {
+        return None;
+    }
+    let record = record::own()?;
     (!record.gate.reasons().has(CLOSED)).then_some(record)
 }
 

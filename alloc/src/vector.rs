@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_fork_while_a_vector_is_cut_leaves_the_child_able_to_cut_one() {
-        assert!(crate::process::begin(Root::Untracked));
+        assert!(crate::start::begin(Root::Untracked));
         let (sender, receiver) = mpsc::channel();
         let cutter = thread::spawn(move || {
             let _arena = lock(&ARENA_NOW);
