@@ -4,11 +4,10 @@ use std::fmt;
 
 use memcg_accounting::{CreateError, Limit, Name, NameError, OnLimit, Settings};
 
-use crate::error::Error;
+use crate::error::{Error, path_of};
 use crate::group::{self, Group};
-use crate::path::{self, Shown};
+use crate::path::Shown;
 use crate::process::ENGINE;
-use crate::worker;
 
 /// Makes a group: [`Group::builder`].
 ///
@@ -96,16 +95,36 @@ impl GroupBuilder {
     ///
     /// See [`Group::create`].
     pub fn build(self) -> Result<Group, Error> {
-        group::prepare(|| path::text(self.parent.as_ref()))?;
+        group::prepare(|| path_of(self.parent.as_ref()))?;
         let name = self.name.as_str();
         let made = if self.is_whole {
             ENGINE.create(self.parent.as_ref(), name, self.settings)
         } else {
             Err(CreateError::Name(NameError::TooLong))
         };
-        let made = made.map_err(|error| Error::create(&self.parent, name, error))?;
+        let made = made.map_err(|error| Error::create(self.parent.as_ref(), name, error))?;
         ENGINE.summon();
-        worker::want_ticks();
+        ENGINE.want_ticks();
         Ok(Group::from_handle(made))
+    }
+}
+
+impl Group {
+    /// Makes a child without limits. Cost: one lock, a step for each level above, and a few
+    /// hundred bytes of metadata, which are charged to nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`is_invalid`](Error::is_invalid): the name is empty, longer than 255 bytes, `.` or
+    /// `..`, or holds `/` or NUL. [`is_exists`](Error::is_exists): a live sibling has it.
+    /// [`is_again`](Error::is_again): an ancestor has as many descendants, or levels below it, as it may.
+    /// [`is_unsupported`](Error::is_unsupported): memcg is not the global allocator.
+    pub fn create(&self, name: &str) -> Result<Group, Error> {
+        self.builder(name).build()
+    }
+
+    /// Begins to make a child with limits.
+    pub fn builder(&self, name: &str) -> GroupBuilder {
+        GroupBuilder::new(self.clone(), name)
     }
 }

@@ -5,8 +5,7 @@ use std::fmt;
 
 use memcg_accounting::{CreateError, GroupRef, OverLimit as RawOverLimit, ParseLimitError};
 
-use crate::group::Group;
-use crate::path::{self, Path, Shown};
+use crate::path::{Path, Shown};
 use crate::process::TREE;
 use crate::scope::{self, Refused};
 
@@ -53,11 +52,9 @@ impl OverLimit {
         }
     }
 
-    /// The group whose limit refused: the payer's, or an ancestor; `None` once it is offline,
-    /// and where the system had no memory.
-    #[must_use]
-    pub fn group(&self) -> Option<Group> {
-        self.refused_by.filter(|&group| TREE.try_get(group)).map(Group::from_handle)
+    /// Of which nobody needs a handle: it may be gone. `None` where the system had no memory.
+    pub(crate) fn refused_by(&self) -> Option<GroupRef> {
+        self.refused_by
     }
 
     /// Bytes that were asked for.
@@ -159,6 +156,11 @@ fn shortened(path: String) -> String {
     format!("…{}", &path[end..])
 }
 
+/// The path of a group as text, charged to nobody.
+pub(crate) fn path_of(group: GroupRef) -> String {
+    scope::unaccounted(|| Path(group).to_string())
+}
+
 impl Error {
     fn new(kind: Kind, group: String, what: impl Into<Cow<'static, str>>) -> Self {
         let what = what.into();
@@ -169,12 +171,12 @@ impl Error {
     // What these allocate is charged to nobody: whoever is told that a group is full may be in
     // that very group.
 
-    pub(crate) fn create(parent: &Group, name: &str, error: CreateError) -> Self {
+    pub(crate) fn create(parent: GroupRef, name: &str, error: CreateError) -> Self {
         scope::unaccounted(|| Self::of_creation(parent, name, error))
     }
 
-    fn of_creation(parent: &Group, name: &str, error: CreateError) -> Self {
-        let path = path::text(parent.as_ref());
+    fn of_creation(parent: GroupRef, name: &str, error: CreateError) -> Self {
+        let path = path_of(parent);
         match error {
             CreateError::Name(reason) => {
                 let shown = Shown(name);
@@ -193,7 +195,7 @@ impl Error {
     /// An ancestor, or if it is gone that at `path`, has as much of something as it may.
     fn full(path: String, over: memcg_accounting::OverLimit, of_what: &str) -> Self {
         let limiting = OverLimit::from_raw(over);
-        let above = limiting.refused_by.map_or(path, path::text);
+        let above = limiting.refused_by.map_or(path, path_of);
         let what = format!("it has {} {of_what} of at most {}", over.usage, over.max);
         Self {
             usage: over.usage,
@@ -204,14 +206,14 @@ impl Error {
     }
 
     /// A tree that shares its lock can't become a deep one.
-    pub(crate) fn shallow(group: &Group) -> Self {
+    pub(crate) fn shallow(group: GroupRef) -> Self {
         scope::unaccounted(|| {
             let most = memcg_accounting::DEPTH;
             let what = format!(
                 "a top-level group with more than {most} levels below it is made so: see \
                  `GroupBuilder::max_depth`"
             );
-            Self::new(Kind::Unsupported, path::text(group.as_ref()), what)
+            Self::new(Kind::Unsupported, path_of(group), what)
         })
     }
 
@@ -229,22 +231,17 @@ impl Error {
         })
     }
 
-    pub(crate) fn busy(group: &Group, wanted: u64, usage: u64, reclaimed: u64) -> Self {
+    pub(crate) fn busy(group: GroupRef, wanted: u64, usage: u64, reclaimed: u64) -> Self {
         scope::unaccounted(|| {
             let what =
                 format!("usage {usage} can't be reclaimed to {wanted}: what is left is in use");
-            Self {
-                usage,
-                max: wanted,
-                reclaimed,
-                ..Self::new(Kind::Busy, path::text(group.as_ref()), what)
-            }
+            Self { usage, max: wanted, reclaimed, ..Self::new(Kind::Busy, path_of(group), what) }
         })
     }
 
-    pub(crate) fn again(group: &Group, requested: u64, reclaimed: u64) -> Self {
-        let path = path::text(group.as_ref());
-        Self::again_at(path, group.as_ref(), requested, reclaimed)
+    pub(crate) fn again(group: GroupRef, requested: u64, reclaimed: u64) -> Self {
+        let path = path_of(group);
+        Self::again_at(path, group, requested, reclaimed)
     }
 
     /// The same of a group at `path`, which may be gone.
@@ -275,12 +272,12 @@ impl Error {
         })
     }
 
-    pub(crate) fn invalid(group: &Group, what: &'static str) -> Self {
-        scope::unaccounted(|| Self::new(Kind::Invalid, path::text(group.as_ref()), what))
+    pub(crate) fn invalid(group: GroupRef, what: &'static str) -> Self {
+        scope::unaccounted(|| Self::new(Kind::Invalid, path_of(group), what))
     }
 
-    pub(crate) fn system_at(group: &Group, what: String) -> Self {
-        scope::unaccounted(|| Self::new(Kind::System, path::text(group.as_ref()), what))
+    pub(crate) fn system_at(group: GroupRef, what: String) -> Self {
+        scope::unaccounted(|| Self::new(Kind::System, path_of(group), what))
     }
 
     /// A live sibling has the name.

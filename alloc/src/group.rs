@@ -14,8 +14,6 @@ use crate::record;
 use crate::scope::{self, Current, Restore};
 use crate::{drain, fork, maps};
 
-use crate::builder::GroupBuilder;
-
 /// A group: a tenant whose memory is counted, limited and reclaimed.
 ///
 /// A value is a handle. Cloning makes another one; when the last handle and the last online
@@ -77,24 +75,6 @@ impl Group {
             return owner.map_or_else(Group::root, Group::from_handle);
         }
         Group::root()
-    }
-
-    /// Makes a child without limits. Cost: one lock, a step for each level above, and a few
-    /// hundred bytes of metadata, which are charged to nobody.
-    ///
-    /// # Errors
-    ///
-    /// [`is_invalid`](Error::is_invalid): the name is empty, longer than 255 bytes, `.` or
-    /// `..`, or holds `/` or NUL. [`is_exists`](Error::is_exists): a live sibling has it.
-    /// [`is_again`](Error::is_again): an ancestor has as many descendants, or levels below it, as it may.
-    /// [`is_unsupported`](Error::is_unsupported): memcg is not the global allocator.
-    pub fn create(&self, name: &str) -> Result<Group, Error> {
-        self.builder(name).build()
-    }
-
-    /// Begins to make a child with limits.
-    pub fn builder(&self, name: &str) -> GroupBuilder {
-        GroupBuilder::new(self.clone(), name)
     }
 
     /// A new handle to the online group at `path`, like `/tenants/acme`. `O(depth)`.
@@ -235,7 +215,7 @@ impl Group {
         let Some(bytes) = limit.bytes().filter(|&bytes| usage > bytes) else { return Ok(()) };
         let (reclaimed, usage) = self.reclaim_to(bytes);
         if usage > bytes {
-            return Err(Error::busy(self, bytes, usage, reclaimed));
+            return Err(Error::busy(self.as_ref(), bytes, usage, reclaimed));
         }
         Ok(())
     }
@@ -370,7 +350,7 @@ impl Group {
         if TREE.set_max_depth(self.group, limit.into()) {
             return Ok(());
         }
-        Err(Error::shallow(self))
+        Err(Error::shallow(self.as_ref()))
     }
 
     /// Sets how long an allocation of this group waits for shrinkers that run on the worker:
@@ -480,7 +460,7 @@ impl Group {
     pub fn reclaim(&self, bytes: u64) -> Result<u64, Error> {
         let reclaimed = self.reclaim_some(bytes);
         if reclaimed < bytes {
-            return Err(Error::again(self, bytes, reclaimed));
+            return Err(Error::again(self.as_ref(), bytes, reclaimed));
         }
         Ok(reclaimed)
     }
@@ -494,7 +474,7 @@ impl Group {
     pub fn shrink_to(&self, bytes: u64) -> Result<u64, Error> {
         let (reclaimed, usage) = self.reclaim_to(bytes);
         if usage > bytes {
-            return Err(Error::busy(self, bytes, usage, reclaimed));
+            return Err(Error::busy(self.as_ref(), bytes, usage, reclaimed));
         }
         Ok(reclaimed)
     }
@@ -667,4 +647,13 @@ pub(crate) fn prepare(path: impl FnOnce() -> String) -> Result<(), Error> {
     record::start_tracking();
     fork::register();
     Ok(())
+}
+
+impl OverLimit {
+    /// The group whose limit refused: the payer's, or an ancestor; `None` once it is offline,
+    /// and where the system had no memory.
+    #[must_use]
+    pub fn group(&self) -> Option<Group> {
+        self.refused_by().filter(|&group| TREE.try_get(group)).map(Group::from_handle)
+    }
 }

@@ -73,6 +73,7 @@ mod slow;
 mod span;
 mod start;
 mod stat;
+mod threshold;
 mod trigger;
 #[cfg(doctest)]
 mod types;
@@ -103,5 +104,6 @@ pub use refusal::{Refusal, on_refusal};
 pub use scope::{fallible, no_reclaim, unaccounted};
 pub use shrinker::{Cause, Count, Registration, Scan, ShrinkControl, Shrinker, ShrinkerBuilder};
 pub use stat::{ClassStat, SelfStat, Stat, self_stat, snapshot};
+pub use threshold::Threshold;
 pub use verify::check;
-pub use watch::{Changed, Threshold, Watch};
+pub use watch::{Changed, Watch};

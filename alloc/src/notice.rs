@@ -38,9 +38,9 @@ use memcg_accounting::{
 use crate::fork::{self, AtFork, Place};
 use crate::process::{ENGINE, TREE};
 use crate::scope;
+use crate::threshold::Threshold;
 use crate::trigger::Trigger;
 use crate::wakers::{self, Wakers};
-use crate::watch::Threshold;
 
 /// One watch, as the registry and its holder share it.
 pub(crate) struct State {
@@ -212,7 +212,7 @@ pub(crate) fn add(state: &Arc<State>) -> Result<(), NoWatch> {
     });
     tell(news);
     ENGINE.summon();
-    crate::worker::want_ticks();
+    ENGINE.want_ticks();
     added
 }
 

@@ -8,7 +8,6 @@ use std::fmt::{self, Write};
 use memcg_accounting::GroupRef;
 
 use crate::process::TREE;
-use crate::scope;
 
 /// How many groups of a path are named, from the last one up.
 const DEEPEST: usize = 16;
@@ -16,11 +15,6 @@ const DEEPEST: usize = 16;
 /// Shows the path of a group, of which nobody needs a handle: it may be gone.
 #[derive(Clone, Copy)]
 pub(crate) struct Path(pub(crate) GroupRef);
-
-/// The path as text, charged to nobody.
-pub(crate) fn text(group: GroupRef) -> String {
-    scope::unaccounted(|| Path(group).to_string())
-}
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -26,11 +26,10 @@ use memcg_accounting::GroupRef;
 use memcg_accounting::sync::{AtomicBool, AtomicU32, AtomicU64, Lock, Ordering, lock};
 use memcg_shrink::{Errand, ErrandEnd, futex_wait, futex_wake};
 
-use crate::error::Error;
+use crate::error::{Error, path_of};
 use crate::fork::{self, AtFork, Place};
 use crate::group::{self, Group};
 use crate::guarded::guarded;
-use crate::path;
 use crate::process::ENGINE;
 use crate::scope;
 use crate::wakers::{self, Wakers};
@@ -297,7 +296,7 @@ impl Group {
         let task = scope::unaccounted(|| {
             Arc::new(Task {
                 group: self.as_ref(),
-                path: path::text(self.as_ref()),
+                path: path_of(self.as_ref()),
                 wanted: bytes,
                 progress: AtomicU64::new(0),
                 end: AtomicU32::new(if is_installed { RUNNING } else { SHORT }),

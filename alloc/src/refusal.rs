@@ -8,11 +8,11 @@ use memcg_accounting::GroupRef;
 use memcg_accounting::sync::{AtomicBool, Lock, Ordering, lock};
 use memcg_shrink::Refusal as RawRefusal;
 
-use crate::error::OverLimit;
+use crate::error::{OverLimit, path_of};
 use crate::fork::{self, AtFork, Place};
 use crate::group::{self, Group};
 use crate::guarded::guarded;
-use crate::path::{self, Path, Shown};
+use crate::path::{Path, Shown};
 use crate::process::{ENGINE, TREE};
 use crate::scope;
 
@@ -40,7 +40,7 @@ impl Refusal {
         let over = OverLimit::from_raw(raw.over);
         let group = raw.over.group;
         let path = if TREE.exists(group) {
-            path::text(group)
+            path_of(group)
         } else {
             format!("…/{}", Shown(raw.name.as_str()))
         };

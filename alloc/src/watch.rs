@@ -12,34 +12,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use memcg_accounting::EventKind;
-
-use crate::error::Error;
+use crate::error::{Error, path_of};
 use crate::group::{self, Group};
 use crate::notice::{self, State};
-use crate::path::{self, Path};
+use crate::path::Path;
 use crate::process::ENGINE;
 use crate::scope;
+use crate::threshold::Threshold;
 use crate::wakers::{Ticket, Wakers};
-
-/// What a [`Watch`] waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Threshold {
-    /// Usage crosses this many bytes, up or down: it reaches the threshold, or falls below it.
-    Usage(u64),
-    /// The count of an event of the group or below it moves.
-    Event(EventKind),
-    /// Threads of the group or below it wait for memory for `stall` within `window`, as a trigger
-    /// of the kernel's pressure stall information.
-    Pressure {
-        /// Only time in which all threads inside waited counts; `false`: any thread's.
-        full: bool,
-        /// How much waiting is news: more than nothing, at most `window`.
-        stall: Duration,
-        /// Within how long: 500 ms to 10 s. There is one notification per window at most.
-        window: Duration,
-    },
-}
 
 /// Tells when something happens to a group: see [`Group::watch`].
 ///
@@ -255,31 +235,15 @@ impl Group {
     /// Source: `cgroup.event_control` of cgroup v1 for usage, modified `memory.events` of v2 for
     /// events, triggers in `memory.pressure` for pressure.
     pub fn watch(&self, threshold: Threshold) -> Result<Watch, Error> {
-        check(threshold).map_err(|what| Error::invalid(self, what))?;
-        group::prepare(|| path::text(self.as_ref()))?;
-        let no_fd = |error| Error::system_at(self, format!("no eventfd: {error}"));
+        threshold.check().map_err(|what| Error::invalid(self.as_ref(), what))?;
+        group::prepare(|| path_of(self.as_ref()))?;
+        let no_fd = |error| Error::system_at(self.as_ref(), format!("no eventfd: {error}"));
         // From here on the drop takes everything back.
         let watch = Watch { state: State::new(self.as_ref(), threshold).map_err(no_fd)? };
         let added = notice::add(&watch.state);
         match added {
             Ok(()) => Ok(watch),
-            Err(_) => Err(Error::system_at(self, "no memory to note a watch".into())),
+            Err(_) => Err(Error::system_at(self.as_ref(), "no memory to note a watch".into())),
         }
-    }
-}
-
-/// What is wrong with `threshold`.
-fn check(threshold: Threshold) -> Result<(), &'static str> {
-    const SHORTEST: Duration = Duration::from_millis(500);
-    const LONGEST: Duration = Duration::from_secs(10);
-    match threshold {
-        Threshold::Usage(0) => Err("usage never crosses 0 bytes"),
-        Threshold::Pressure { window, .. } if !(SHORTEST..=LONGEST).contains(&window) => {
-            Err("a window of pressure is 500 ms to 10 s")
-        }
-        Threshold::Pressure { stall, window, .. } if stall > window || stall.as_micros() == 0 => {
-            Err("a stall is longer than nothing and at most its window")
-        }
-        _ => Ok(()),
     }
 }

@@ -52,12 +52,6 @@ pub(crate) fn start() -> bool {
     started
 }
 
-/// From now on the tick comes every 100 ms, until it says that nothing is left to do. A fence
-/// and a load if it is wanted already; callable from inside an allocation.
-pub(crate) fn want_ticks() {
-    ENGINE.want_ticks();
-}
-
 /// In the child the threads are not there any more.
 static AT_FORK: AtFork = AtFork {
     place: Place::Workers,
