@@ -5,7 +5,7 @@ use memcg_shrink::{Caller, Errand, Host};
 
 use crate::process::ENGINE;
 use crate::scope::{self, Eager};
-use crate::{drain, hand, notice, reclaim_task, record, refusal, wakers, worker};
+use crate::{drain, hand, notice, panics, reclaim_task, record, refusal, wakers, worker};
 
 /// The host of this process's engine.
 pub(crate) struct Allocator;
@@ -26,7 +26,7 @@ impl Host for Allocator {
             reclaiming: scope::eager().depth > 0,
             no_reclaim: scope::is_no_reclaim(),
             fallible: scope::is_fallible(),
-            panicking: std::thread::panicking(),
+            panic: panics::current(),
         }
     }
 

@@ -57,8 +57,8 @@ pub struct SelfStat {
     pub given_up: u64,
     /// Objects that threads cache.
     pub cached: u64,
-    /// Bytes that reclaiming threads allocated beyond their reserve of 1 MiB over a limit, since
-    /// the start: charged to nobody, for a thread that reclaims is never refused.
+    /// Bytes that were charged over limits since the start because a thread reclaimed (16 MiB over at most) or panicked (16 MiB,
+    /// without [`protect_panics`](crate::protect_panics) 64).
     pub overshot: u64,
     /// Threads that run shrinkers: one, and one more for each of `held_workers`.
     pub workers: u64,
@@ -151,7 +151,7 @@ pub fn self_stat() -> SelfStat {
         drains,
         given_up,
         cached: drain::cached_bytes(),
-        overshot: engine.beyond_reserve,
+        overshot: engine.let_over,
         workers: u64::from(engine.workers),
         held_workers: u64::from(engine.held),
     }

@@ -3,7 +3,8 @@
 //! ```text
 //!   charge ─fits─► done
 //!     │ over a limit: event `max`
-//!     ├─ reclaiming already: forced, within a reserve
+//!     ├─ reclaiming already: forced, within a reserve; beyond it refused
+//!     ├─ panicking: forced, within an allowance; beyond it the policy's, no shrinker is asked
 //!     ├─ tidy drain, if the last one paid or is long ago      ─► retry, with all threads stopped
 //!     ├─ rounds, while bytes come back, else 16 at most:
 //!     │    gentle passes: this thread's shrinkers, the worker's ─► retry
@@ -23,19 +24,18 @@
 //!   of the group that pays bounds all rounds together.
 //! - A refusal comes after a cut in which the charge did not fit although no other thread's
 //!   unfinished request held credit in the subtree, and a look at every marked shrinker after
-//!   it that found nothing; or the deadline is over.
+//!   it that found nothing; or the deadline is over. A thread that reclaims is refused without: beyond
+//!   its reserve.
 //!
 //! Source: `try_charge_memcg` in `mm/memcontrol.c`; the drain comes before reclaim here.
 
 use core::cell::OnceCell;
 
-use memcg_accounting::{
-    Charged, EventKind, GroupRef, OnLimit, OverLimit, Payer, Tag, Want, now_ms,
-};
+use memcg_accounting::{Charged, EventKind, GroupRef, OnLimit, OverLimit, Payer, Want, now_ms};
 
 use crate::Engine;
 use crate::groups::Tidiness;
-use crate::host::Caller;
+use crate::host::{Caller, Panic};
 use crate::pass::{FRUITLESS_ROUNDS, pause};
 use crate::patience::{Deadline, Patience};
 use crate::raw::Cause;
@@ -49,12 +49,14 @@ use crate::sync::{Ordering, thread_id};
 /// The most that reclaim asks for beyond a request, so that a tenant at its limit pays once in
 /// many allocations.
 const MOST_AHEAD: u64 = 64 << 10;
-/// How far over a limit a thread that reclaims can bring a group: what it allocates beyond is
-/// charged to nobody, for it is never refused.
-pub const RECLAIM_RESERVE: u64 = 1 << 20;
-/// How far over a limit a thread that panics can bring a group: a backtrace takes megabytes. What
-/// it allocates beyond is charged to nobody.
+/// How far over a limit a thread that reclaims can bring a group. It is refused beyond: it never reclaims for itself.
+pub const RECLAIM_RESERVE: u64 = 16 << 20;
+/// How far over a limit a thread that unwinds can bring a group, for what its drops need. Beyond, the policy
+/// of the group decides, as ever.
 pub const PANIC_ALLOWANCE: u64 = 16 << 20;
+/// The same for a thread that may be in a panic hook which is not known to run for nobody: a backtrace takes some 40
+/// MiB, and std holds a lock while it makes one and takes it again when an allocation fails.
+pub const REPORT_ALLOWANCE: u64 = 64 << 20;
 
 /// Bytes that a request of `need` against a limit of `max` asks for.
 fn batch(need: u64, max: u64) -> u64 {
@@ -372,19 +374,15 @@ impl Engine {
         over: OverLimit,
     ) -> Result<Charged, OverLimit> {
         let caller = self.caller();
+        let allowance = self.allowance(payer, &caller);
         if caller.reclaiming {
-            return Ok(self.charge_in_reclaim(payer, need));
+            return self.charge_in_reclaim(payer, need, allowance);
         }
         self.tree.count(over.group, EventKind::Max);
-        // No user code runs on a thread that unwinds: a shrinker's own panic could end the process.
-        // Nor is it refused: std holds a lock while it prints a backtrace, and takes it again when
-        // an allocation fails.
-        if caller.panicking {
-            return Ok(self.charge_reserved(payer, need, PANIC_ALLOWANCE));
-        }
-        let allowance = self.allowance(payer, &caller);
-        // Who is let over the limit anyway spares the caches what makes no room under it.
-        let spares = allowance > 0 && (need > over.max || self.is_hopeless(over.group));
+        // Who is let over the limit anyway spares the caches what makes no room under it. On a thread that
+        // panics no user code runs: a shrinker's own panic could end the process.
+        let panics = caller.panic.is_some();
+        let spares = allowance > 0 && (panics || need > over.max || self.is_hopeless(over.group));
         let stall = OnceCell::new();
         let mut attempt = Attempt {
             engine: self,
@@ -408,7 +406,9 @@ impl Engine {
             let within_max = attempt.over;
             match self.charge_over(payer, need, allowance) {
                 Ok(charged) => {
-                    if need <= within_max.max {
+                    if panics {
+                        self.note_let_over(&charged);
+                    } else if need <= within_max.max {
                         self.note_hopeless(within_max.group);
                     }
                     return Ok(charged);
@@ -451,7 +451,7 @@ impl Engine {
         // evicted for it.
         if attempt.need <= attempt.over.max.saturating_add(attempt.margin) {
             match caller.request {
-                Some(request) if !caller.no_reclaim && !caller.panicking => {
+                Some(request) if !caller.no_reclaim && caller.panic.is_none() => {
                     let over = attempt.over.group;
                     attempt.session =
                         Session::for_charge(self, request, attempt.payer, over, attempt.need);
@@ -501,7 +501,14 @@ impl Engine {
     /// How far over a limit the charge may go in the end.
     fn allowance(&self, payer: Payer, caller: &Caller) -> u64 {
         let policy = if caller.fallible { OnLimit::Fail } else { self.tree.policy_of(payer) };
-        policy.allowance()
+        let reclaims = if caller.reclaiming { RECLAIM_RESERVE } else { 0 };
+        // A shrinker may panic, too.
+        let panics = match caller.panic {
+            Some(Panic::Unwinds) => PANIC_ALLOWANCE,
+            Some(Panic::MayReport) => REPORT_ALLOWANCE,
+            None => 0,
+        };
+        policy.allowance().max(reclaims).max(panics)
     }
 
     /// Charges up to `over` bytes over the limits, and counts it.
@@ -520,17 +527,26 @@ impl Engine {
         }
     }
 
-    /// A thread that reclaims is never refused, and never reclaims again.
-    fn charge_in_reclaim(&self, payer: Payer, need: u64) -> Charged {
-        self.charge_reserved(payer, need, RECLAIM_RESERVE)
+    /// A thread that reclaims never reclaims again: what it may not be let over the limit for is refused at once.
+    fn charge_in_reclaim(
+        &self,
+        payer: Payer,
+        need: u64,
+        allowance: u64,
+    ) -> Result<Charged, OverLimit> {
+        let answer = self.charge_over(payer, need, allowance);
+        match &answer {
+            Ok(charged) => self.note_let_over(charged),
+            Err(over) => self.tree.refuse(over.group),
+        }
+        answer
     }
 
-    /// Charges up to `reserve` bytes over the limits, and what is beyond that to nobody.
-    fn charge_reserved(&self, payer: Payer, need: u64, reserve: u64) -> Charged {
-        self.charge_over(payer, need, reserve).unwrap_or_else(|_| {
-            self.counters.beyond_reserve.fetch_add(need, Ordering::Relaxed);
-            Charged { tag: Tag::NOBODY, bytes: need, ..Charged::default() }
-        })
+    /// Counts what a thread that reclaims or panics was let over a limit.
+    fn note_let_over(&self, charged: &Charged) {
+        if charged.forced {
+            self.counters.let_over.fetch_add(charged.bytes, Ordering::Relaxed);
+        }
     }
 
     /// Whether nothing could be got out of `group` a moment ago. It only spares those who are

@@ -66,7 +66,7 @@ pub(crate) struct Counters {
     pub(crate) left: AtomicU64,
     pub(crate) replaced: AtomicU64,
     pub(crate) gave_up: AtomicU64,
-    pub(crate) beyond_reserve: AtomicU64,
+    pub(crate) let_over: AtomicU64,
 }
 
 /// A copy of the engine's counters.
@@ -81,9 +81,8 @@ pub struct EngineStat {
     pub replaced: u64,
     /// Waits for the worker that ended at the deadline.
     pub gave_up: u64,
-    /// Bytes that reclaiming and panicking threads allocated beyond
-    /// [`RECLAIM_RESERVE`](crate::RECLAIM_RESERVE), charged to nobody.
-    pub beyond_reserve: u64,
+    /// Bytes that were charged over limits because a thread reclaimed or panicked.
+    pub let_over: u64,
     /// Bytes of address space that the engine's own records have mapped.
     pub metadata_bytes: usize,
     /// Threads that run shrinkers for others, idle ones too.
@@ -119,7 +118,7 @@ impl Engine {
                     left: AtomicU64::new(0),
                     replaced: AtomicU64::new(0),
                     gave_up: AtomicU64::new(0),
-                    beyond_reserve: AtomicU64::new(0),
+                    let_over: AtomicU64::new(0),
                 },
             }
         }
@@ -316,7 +315,7 @@ impl Engine {
             left: read(&self.counters.left),
             replaced: read(&self.counters.replaced),
             gave_up: read(&self.counters.gave_up),
-            beyond_reserve: read(&self.counters.beyond_reserve),
+            let_over: read(&self.counters.let_over),
             metadata_bytes: self.registry.mapped_bytes()
                 + self.groups.mapped_bytes()
                 + self.marked.walks.mapped_bytes()

@@ -22,8 +22,17 @@ pub struct Caller {
     pub no_reclaim: bool,
     /// The policy at the limit is ignored: an allocation over it is refused.
     pub fallible: bool,
-    /// It unwinds: it is not refused, up to [`PANIC_ALLOWANCE`](crate::PANIC_ALLOWANCE).
-    pub panicking: bool,
+    /// It panics: it is let over limits, within a bound, and no shrinker is asked for it.
+    pub panic: Option<Panic>,
+}
+
+/// What a thread that panics may be at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Panic {
+    /// Drops as the stack unwinds: [`PANIC_ALLOWANCE`](crate::PANIC_ALLOWANCE).
+    Unwinds,
+    /// Perhaps still in the panic hook: [`REPORT_ALLOWANCE`](crate::REPORT_ALLOWANCE).
+    MayReport,
 }
 
 /// Something that a person should hear about a shrinker. None is an error of this crate.

@@ -74,12 +74,12 @@ mod walks;
 mod work;
 
 pub use average::Stalled;
-pub use charge::{PANIC_ALLOWANCE, RECLAIM_RESERVE};
+pub use charge::{PANIC_ALLOWANCE, RECLAIM_RESERVE, REPORT_ALLOWANCE};
 pub use crew::MAX_WORKERS;
 pub use engine::{Engine, EngineStat};
 pub use errand::{Errand, ErrandEnd};
 pub use held::{MOST_HELD, MOST_UNPROVEN};
-pub use host::{Caller, Host, Report};
+pub use host::{Caller, Host, Panic, Report};
 pub use list::{Isolated, Links};
 pub use list_walk::{LruStatus, Wait, Walked};
 pub use lists::{Added, ListLru, Lists};

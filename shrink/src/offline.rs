@@ -135,11 +135,13 @@ impl Engine {
 
     #[cold]
     fn run_deferred_now(&self) {
-        if self.caller().reclaiming {
+        let caller = self.caller();
+        if caller.reclaiming {
             return;
         }
         self.clear_deferred();
-        if self.has_work_unposted() && !self.summon() {
+        // On a thread that panics no user code runs: a panic of its own would end the process.
+        if self.has_work_unposted() && !self.summon() && caller.panic.is_none() {
             self.serve_here();
         }
     }

@@ -51,6 +51,8 @@ const SLOW_AT_ONCE: usize = 32;
 const RUNTIME_GRACE: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
+    // No tenant pays for the report of a panic.
+    memcg::protect_panics();
     let options = match Options::of(std::env::args_os()) {
         Ok(options) => options,
         Err(Stop::Help(text)) => {

@@ -17,8 +17,8 @@ use memcg_accounting::{
 };
 
 use crate::{
-    Caller, Control, Deadline, Engine, Errand, Host, Place, RawCount, RawScan, RawShrinker, Report,
-    ShrinkerId, ShrinkerName,
+    Caller, Control, Deadline, Engine, Errand, Host, Panic, Place, RawCount, RawScan, RawShrinker,
+    Report, ShrinkerId, ShrinkerName,
 };
 
 std::thread_local! {
@@ -26,7 +26,7 @@ std::thread_local! {
     static EAGER: Cell<Option<Option<&'static Request>>> = const { Cell::new(None) };
     pub(crate) static NO_RECLAIM: Cell<bool> = const { Cell::new(false) };
     pub(crate) static FALLIBLE: Cell<bool> = const { Cell::new(false) };
-    pub(crate) static PANICKING: Cell<bool> = const { Cell::new(false) };
+    pub(crate) static PANIC: Cell<Option<Panic>> = const { Cell::new(None) };
 }
 
 /// What a test does at such a moment.
@@ -81,7 +81,7 @@ impl Host for Sim {
             reclaiming: EAGER.get().is_some(),
             no_reclaim: NO_RECLAIM.get(),
             fallible: FALLIBLE.get(),
-            panicking: PANICKING.get(),
+            panic: PANIC.get(),
         }
     }
 
