@@ -77,6 +77,17 @@ impl Group {
         Group::root()
     }
 
+    /// The same without a handle: it may be gone when the caller looks.
+    pub(crate) fn current_ref() -> GroupRef {
+        let Some(payer) = scope::current().as_group() else { return GroupRef::ROOT };
+        if !TREE.pin(payer) {
+            return GroupRef::ROOT;
+        }
+        let owner = TREE.owner(payer.tag);
+        TREE.unpin(payer.tag);
+        owner.unwrap_or(GroupRef::ROOT)
+    }
+
     /// A new handle to the online group at `path`, like `/tenants/acme`. `O(depth)`.
     #[must_use]
     pub fn lookup(path: &str) -> Option<Group> {

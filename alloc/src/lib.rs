@@ -96,7 +96,7 @@ pub use global::Memcg;
 pub use group::{Entered, EnteredOwned, Group, is_installed};
 pub use in_group::{FutureExt, InGroup, UntilOverLimit};
 pub use lru::{Lru, LruNode, LruStatus};
-pub use object_cache::{CacheBox, ObjectCache, ObjectCacheStat};
+pub use object_cache::{CacheBox, ObjectCache, ObjectCacheBuilder, ObjectCacheStat};
 pub use panics::protect_panics;
 pub use peak::PeakReader;
 pub use plain_drop::PlainDrop;

@@ -1,17 +1,27 @@
 //! A named cache of objects of one type: the opt-in form of a slab cache.
 
-use std::alloc::{Layout, alloc, dealloc};
+mod builder;
+mod kept;
+mod object;
+
 use std::fmt;
-use std::marker::PhantomData;
-use std::mem;
-use std::ops::{Deref, DerefMut};
-use std::ptr::{self, NonNull};
-use std::sync::Arc;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::sync::{Arc, OnceLock};
 
-use memcg_accounting::sync::{AtomicU64, AtomicUsize, Ordering};
+use memcg_accounting::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use memcg_shrink::ShrinkerId;
 
+pub use self::builder::ObjectCacheBuilder;
+pub use self::object::CacheBox;
+
+use self::kept::{Evicts, Kept};
+use self::object::Place;
 use crate::error::OverLimit;
+use crate::guarded::Thrown;
+use crate::path::Shown;
+use crate::process::ENGINE;
 use crate::scope::{self, fallible, unaccounted};
+use crate::shrinker::ShrinkerBuilder;
 
 /// Makes objects of one type, and counts them by name.
 ///
@@ -21,7 +31,18 @@ use crate::scope::{self, fallible, unaccounted};
 /// allocation that can be refused instead of ending the process, a count by name, and a say on
 /// whether the objects are charged.
 ///
-/// Clones are handles to the same cache. All methods may be called from any thread.
+/// A cache that is [built](ObjectCache::builder) can also keep objects that come back, constructed, for
+/// who [gets](ObjectCache::get) one next in the same group, and be shrunk.
+///
+/// | | new objects | objects that come back | when their group needs room |
+/// |---|---|---|---|
+/// | [`new`](ObjectCache::new), [`unaccounted`](ObjectCache::unaccounted) | from a value | go | - |
+/// | with [`ctor`](ObjectCacheBuilder::ctor) or [`keep_idle`](ObjectCacheBuilder::keep_idle) | from the constructor, or a value | are idle, in their group's part of an LRU | idle ones go, the oldest first |
+/// | with [`shrink`](ObjectCacheBuilder::shrink) | as above | as above | the shrink function lets go of live ones |
+///
+/// Clones are handles to the same cache; with the last one idle objects go. All methods may be called
+/// from any thread: it is `Send` and `Sync` whatever `T` is, for only a built one takes objects back,
+/// and that wants `T: Send`. It is invariant in `T`.
 ///
 /// # Examples
 ///
@@ -51,19 +72,26 @@ use crate::scope::{self, fallible, unaccounted};
 /// Source: `kmem_cache_create` with and without `SLAB_ACCOUNT`, and `memcg_register_cache` of
 /// 2012.
 pub struct ObjectCache<T> {
-    shared: Arc<Shared>,
-    objects: PhantomData<fn() -> T>,
+    shared: Arc<Shared<T>>,
 }
+
+// What a panic leaves behind in a cache is whole.
+impl<T> UnwindSafe for ObjectCache<T> {}
+impl<T> RefUnwindSafe for ObjectCache<T> {}
 
 /// What the handles and the objects of a cache share.
 ///
 /// # Invariants
 ///
-/// - The objects that live are the counts of the `Arc` that are not handles.
+/// - The objects that live are the counts of the `Arc` that are not handles, nor the shrinker's.
 #[derive(Debug)]
-struct Shared {
+struct Shared<T> {
     name: Box<str>,
     is_accounted: bool,
+    /// Of a built cache.
+    kept: Option<Kept<T>>,
+    shrinker: OnceLock<ShrinkerId>,
+    is_shrinker_there: AtomicBool,
     handles: AtomicUsize,
     allocated: AtomicU64,
     refused: AtomicU64,
@@ -75,8 +103,14 @@ struct Shared {
 pub struct ObjectCacheStat {
     /// Objects that live now.
     pub live: usize,
+    /// Objects that are idle now.
+    pub idle: usize,
     /// Objects that were ever made.
     pub allocated: u64,
+    /// How often an idle object was taken again.
+    pub reused: u64,
+    /// Idle objects that were evicted: for room, or because there were too many.
+    pub evicted: u64,
     /// Allocations that were refused.
     pub refused: u64,
     /// Bytes of one object, as its type says; the size class may be larger.
@@ -87,19 +121,48 @@ impl<T> Clone for ObjectCache<T> {
     fn clone(&self) -> Self {
         // Relaxed: a count that orders nothing.
         self.shared.handles.fetch_add(1, Ordering::Relaxed);
-        Self { shared: Arc::clone(&self.shared), objects: PhantomData }
+        Self { shared: Arc::clone(&self.shared) }
     }
 }
 
 impl<T> Drop for ObjectCache<T> {
+    /// With the last handle idle objects go: all, whatever the drops of some panic with, of which the
+    /// first goes on. It waits for an eviction in flight, a second at most.
     fn drop(&mut self) {
-        self.shared.handles.fetch_sub(1, Ordering::Relaxed);
+        // Relaxed: the fence orders it.
+        let was_last = self.shared.handles.fetch_sub(1, Ordering::Relaxed) == 1;
+        let Some(kept) = self.shared.kept().filter(|_| was_last) else { return };
+        if let Some(&shrinker) = self.shared.shrinker.get()
+            && ENGINE.unregister(shrinker)
+        {
+            self.shared.is_shrinker_there.store(false, Ordering::Relaxed);
+        }
+        // Partner: the fence in `Kept::give_back`.
+        fence(Ordering::SeqCst);
+        let mut thrown = Thrown::default();
+        kept.drop_idle(&mut thrown);
+        thrown.go_on();
+    }
+}
+
+impl<T> Shared<T> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kept(&self) -> Option<&Kept<T>> {
+        self.kept.as_ref()
+    }
+
+    /// Whether somebody can still ask for an object.
+    fn has_handles(&self) -> bool {
+        self.handles.load(Ordering::Relaxed) != 0
     }
 }
 
 impl<T> fmt::Debug for ObjectCache<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, stat) = (self.name(), self.stat());
+        let (name, stat) = (Shown(self.name()), self.stat());
         f.debug_struct("ObjectCache").field("name", &name).field("stat", &stat).finish()
     }
 }
@@ -108,27 +171,54 @@ impl<T> ObjectCache<T> {
     /// A cache whose objects are charged to the group that is current where they are made.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self::build(name, true)
+        Self::make(name, true, None)
     }
 
     /// A cache whose objects are charged to nobody.
     #[must_use]
     pub fn unaccounted(name: &str) -> Self {
-        Self::build(name, false)
+        Self::make(name, false, None)
+    }
+
+    /// Begins to make a cache that keeps idle objects, or that can be shrunk.
+    pub fn builder(name: &str) -> ObjectCacheBuilder<T>
+    where
+        T: Send + 'static,
+    {
+        ObjectCacheBuilder::new(name)
     }
 
     /// The cache's own record belongs to nobody.
-    fn build(name: &str, is_accounted: bool) -> Self {
+    fn make(name: &str, is_accounted: bool, kept: Option<Kept<T>>) -> Self {
         let shared = unaccounted(|| {
             Arc::new(Shared {
                 name: name.into(),
                 is_accounted,
+                kept,
+                shrinker: OnceLock::new(),
+                is_shrinker_there: AtomicBool::new(false),
                 handles: AtomicUsize::new(1),
                 allocated: AtomicU64::new(0),
                 refused: AtomicU64::new(0),
             })
         });
-        Self { shared, objects: PhantomData }
+        Self { shared }
+    }
+
+    /// Registers the shrinker of a built cache. Without memory for its record nothing is evicted.
+    fn register(&self)
+    where
+        T: Send + 'static,
+    {
+        let shrinker = unaccounted(|| Arc::new(Evicts(Arc::clone(&self.shared))));
+        let builder = ShrinkerBuilder::new(self.name()).marked_by_lists();
+        let Some(id) = builder.register(shrinker).into_id() else { return };
+        // Relaxed: the cache is nobody else's yet.
+        self.shared.is_shrinker_there.store(true, Ordering::Relaxed);
+        let _ = self.shared.shrinker.set(id);
+        for list in self.shared.kept().into_iter().flat_map(Kept::lists) {
+            list.set_shrinker(id);
+        }
     }
 
     /// The name that the cache was made with.
@@ -160,139 +250,96 @@ impl<T> ObjectCache<T> {
     ///
     /// As [`alloc`](ObjectCache::alloc); `f` is not called then.
     pub fn alloc_with(&self, f: impl FnOnce() -> T) -> Result<CacheBox<T>, OverLimit> {
-        let memory = self.memory()?;
         // Frees the memory if `f` unwinds.
-        let place = Place { memory };
+        let place = self.place()?;
         let value = f();
         // SAFETY: the memory is ours and has the layout of a `T`.
-        unsafe { memory.write(value) };
-        mem::forget(place);
+        unsafe { place.object().write(value) };
         self.shared.allocated.fetch_add(1, Ordering::Relaxed);
-        Ok(CacheBox { object: memory, cache: Arc::clone(&self.shared), owns: PhantomData })
+        let object = place.leave();
+        if let Some(kept) = self.shared.kept() {
+            // SAFETY: the object is new.
+            unsafe { kept.note_live(object) };
+        }
+        // SAFETY: the object is initialised, this one's alone, and listed.
+        Ok(unsafe { CacheBox::new(object, Arc::clone(&self.shared)) })
     }
 
-    fn memory(&self) -> Result<NonNull<T>, OverLimit> {
-        let layout = Layout::new::<T>();
-        if layout.size() == 0 {
-            return Ok(NonNull::dangling());
+    /// An idle object of the current group, or one that the [`ctor`](ObjectCacheBuilder::ctor) makes.
+    ///
+    /// The idle one is the one that was used last, as it was left or [reset](ObjectCacheBuilder::reset).
+    /// It is charged to the group already: groups do not get each other's, but for a parent, which
+    /// has those of a group that is gone. `O(1)`, some short locks.
+    ///
+    /// # Errors
+    ///
+    /// As [`alloc`](ObjectCache::alloc), where none is idle.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the cache was built without a `ctor`: see [`get_with`](ObjectCache::get_with).
+    pub fn get(&self) -> Result<CacheBox<T>, OverLimit> {
+        let Some(ctor) = self.shared.kept().and_then(Kept::ctor) else {
+            panic!("the cache was built without a `ctor`")
+        };
+        self.get_with(ctor)
+    }
+
+    /// An idle object of the current group, or one made from what `f` answers: as
+    /// [`get`](ObjectCache::get) and [`alloc_with`](ObjectCache::alloc_with).
+    ///
+    /// # Errors
+    ///
+    /// As [`alloc`](ObjectCache::alloc), where none is idle.
+    pub fn get_with(&self, f: impl FnOnce() -> T) -> Result<CacheBox<T>, OverLimit> {
+        let part = || kept::own_part(self.shared.is_accounted);
+        if let Some(object) = self.shared.kept().and_then(|kept| kept.take(part())) {
+            // SAFETY: the object was idle, is nobody else's now, and is listed.
+            return Ok(unsafe { CacheBox::new(object, Arc::clone(&self.shared)) });
         }
+        self.alloc_with(f)
+    }
+
+    /// Drops all idle objects, of all groups. `O(idle objects)`.
+    ///
+    /// Source: `kmem_cache_shrink`.
+    ///
+    /// # Panics
+    ///
+    /// With the first of what drops of objects panic with, after all are dropped.
+    pub fn drop_idle(&self) {
+        let mut thrown = Thrown::default();
+        if let Some(kept) = self.shared.kept() {
+            kept.drop_idle(&mut thrown);
+        }
+        thrown.go_on();
+    }
+
+    fn place(&self) -> Result<Place<T>, OverLimit> {
+        let is_linked = self.shared.kept.is_some();
         let _ = scope::take_refusal();
-        // SAFETY: the size is not 0.
-        let take = || fallible(|| unsafe { alloc(layout) });
-        let memory = if self.shared.is_accounted { take() } else { unaccounted(take) };
-        NonNull::new(memory.cast()).ok_or_else(|| {
+        let take = || fallible(|| Place::new(is_linked));
+        let place = if self.shared.is_accounted { take() } else { unaccounted(take) };
+        place.ok_or_else(|| {
             self.shared.refused.fetch_add(1, Ordering::Relaxed);
-            OverLimit::of_last_refusal(layout.size() as u64)
+            OverLimit::of_last_refusal(Place::<T>::layout(is_linked).size() as u64)
         })
     }
 
     /// The cache's counts. Each may lag where other threads are at work.
     #[must_use]
     pub fn stat(&self) -> ObjectCacheStat {
-        let handles = self.shared.handles.load(Ordering::Relaxed);
+        let others = self.shared.handles.load(Ordering::Relaxed)
+            + usize::from(self.shared.is_shrinker_there.load(Ordering::Relaxed));
+        let (idle, reused, evicted) = self.shared.kept().map_or((0, 0, 0), Kept::counts);
         ObjectCacheStat {
-            live: Arc::strong_count(&self.shared).saturating_sub(handles),
+            live: Arc::strong_count(&self.shared).saturating_sub(others),
+            idle,
+            reused,
+            evicted,
             allocated: self.shared.allocated.load(Ordering::Relaxed),
             refused: self.shared.refused.load(Ordering::Relaxed),
             object_size: size_of::<T>(),
         }
-    }
-}
-
-/// Memory for a `T` that is freed when this is dropped.
-struct Place<T> {
-    memory: NonNull<T>,
-}
-
-impl<T> Drop for Place<T> {
-    fn drop(&mut self) {
-        let layout = Layout::new::<T>();
-        if layout.size() != 0 {
-            // SAFETY: the memory came from `alloc` with this layout (`ObjectCache::memory`), and
-            // nobody uses it: its owner is gone, or never was.
-            unsafe { dealloc(self.memory.as_ptr().cast(), layout) };
-        }
-    }
-}
-
-/// An object of an [`ObjectCache`]: like a [`Box`], counted by the cache.
-///
-/// It is `Send` and `Sync` where `T` is, and may outlive the cache. What the object's drop panics with
-/// goes to the caller; its place is freed all the same.
-///
-/// # Invariants
-///
-/// - `object` is initialised, came from [`ObjectCache::alloc_with`], and is this one's alone.
-pub struct CacheBox<T> {
-    object: NonNull<T>,
-    cache: Arc<Shared>,
-    owns: PhantomData<T>,
-}
-
-// SAFETY: it owns its object, as a `Box` does; the cache's record is `Send` and `Sync`.
-unsafe impl<T: Send> Send for CacheBox<T> {}
-// SAFETY: it gives shared access to its object, as a `Box` does.
-unsafe impl<T: Sync> Sync for CacheBox<T> {}
-
-impl<T> Unpin for CacheBox<T> {}
-
-impl<T> CacheBox<T> {
-    /// The name of the object's cache.
-    pub fn cache_name(this: &Self) -> &str {
-        &this.cache.name
-    }
-
-    /// Moves the object out, and frees its place.
-    #[must_use]
-    pub fn into_inner(this: Self) -> T {
-        let this = mem::ManuallyDrop::new(this);
-        let _place = Place { memory: this.object };
-        // SAFETY: `this` is not dropped, so its count of the cache is taken out once.
-        let _cache = unsafe { ptr::read(&raw const this.cache) };
-        // SAFETY: the object is initialised, and not used again: its place is freed as memory.
-        unsafe { this.object.read() }
-    }
-}
-
-impl<T> Drop for CacheBox<T> {
-    fn drop(&mut self) {
-        // Frees the place also if the object's drop unwinds.
-        let _place = Place { memory: self.object };
-        // SAFETY: the object is ours, and dropped once.
-        unsafe { ptr::drop_in_place(self.object.as_ptr()) };
-    }
-}
-
-impl<T> Deref for CacheBox<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        // SAFETY: the object is initialised, and shared with `self` (type invariant).
-        unsafe { self.object.as_ref() }
-    }
-}
-
-impl<T> DerefMut for CacheBox<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: the object is initialised, and exclusive with `self` (type invariant).
-        unsafe { self.object.as_mut() }
-    }
-}
-
-impl<T: fmt::Debug> fmt::Debug for CacheBox<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
-
-impl<T: fmt::Display> fmt::Display for CacheBox<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
-
-impl<T> AsRef<T> for CacheBox<T> {
-    fn as_ref(&self) -> &T {
-        self
     }
 }

@@ -71,6 +71,6 @@ impl fmt::Display for Shown<'_> {
 
 impl fmt::Debug for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        write!(f, "\"{self}\"")
     }
 }

@@ -212,6 +212,7 @@ pub struct ShrinkerBuilder {
     batch: u32,
     group_aware: bool,
     is_marked: bool,
+    starts_marked: bool,
     only: Option<Group>,
 }
 
@@ -227,6 +228,7 @@ impl ShrinkerBuilder {
             batch: 0,
             group_aware: true,
             is_marked: false,
+            starts_marked: true,
             only: None,
         }
     }
@@ -271,6 +273,12 @@ impl ShrinkerBuilder {
         self
     }
 
+    /// As [`marked`](ShrinkerBuilder::marked), and no group begins marked: lists mark.
+    pub(crate) fn marked_by_lists(mut self) -> Self {
+        (self.is_marked, self.starts_marked) = (true, false);
+        self
+    }
+
     /// Whether it is asked for each group by itself, which is the default. If not, it is asked **only
     /// when the root reclaims**: by [`reclaim`](Group::reclaim) and the like of
     /// [`Group::root`], and at the root's own limit where that is accounted. A group that meets its
@@ -311,7 +319,7 @@ impl ShrinkerBuilder {
     ///
     /// See [`register_direct`](ShrinkerBuilder::register_direct), if `place` is direct.
     unsafe fn register_at(self, shrinker: Arc<dyn Shrinker>, place: Place) -> Registration {
-        let Self { name, seeks, batch, group_aware, is_marked, only } = self;
+        let Self { name, seeks, batch, group_aware, is_marked, starts_marked, only } = self;
         let place_in_tree = only.as_ref().map(Group::pinned);
         // The box is the allocator's own, so it is charged to nobody.
         let registered = Registered { shrinker, is_marked, only: place_in_tree };
@@ -324,7 +332,7 @@ impl ShrinkerBuilder {
             name,
             place,
             group_aware: group_aware || only.is_some(),
-            starts_marked: only.is_none(),
+            starts_marked: starts_marked && only.is_none(),
             seeks,
             batch,
         };
@@ -379,6 +387,11 @@ impl Registration {
     /// What the engine calls it. `None`: it is never asked.
     pub(crate) fn id(&self) -> Option<ShrinkerId> {
         self.id
+    }
+
+    /// Leaves it registered: whoever has the id ends it.
+    pub(crate) fn into_id(self) -> Option<ShrinkerId> {
+        ManuallyDrop::new(self).id
     }
 }
 

@@ -62,6 +62,30 @@
 //! }
 //! ```
 //!
+//! So are a cache of objects, which has them back, and its objects:
+//!
+//! ```compile_fail
+//! type Any = for<'a> fn(&'a str) -> &'a str;
+//! type One = fn(&'static str) -> &'static str;
+//! fn objects(cache: memcg::ObjectCache<Any>) -> memcg::ObjectCache<One> {
+//!     cache
+//! }
+//! ```
+//!
+//! ```compile_fail
+//! type Any = for<'a> fn(&'a str) -> &'a str;
+//! type One = fn(&'static str) -> &'static str;
+//! fn object(object: memcg::CacheBox<Any>) -> memcg::CacheBox<One> {
+//!     object
+//! }
+//! ```
+//!
+//! What is idle is taken by another thread, so it is `Send`:
+//!
+//! ```compile_fail
+//! let cache = memcg::ObjectCache::<std::rc::Rc<u8>>::builder("shared").keep_idle(1).build();
+//! ```
+//!
 //! # What is borrowed does not outlive what it is borrowed from
 //!
 //! ```compile_fail

@@ -114,7 +114,8 @@ fn every_public_type_shows_paths_and_no_indices() {
         assert!(text.contains("/shown/below"), "{text}");
     }
     // With a name.
-    show!(Registration: registration, ObjectCache: cache);
+    let built = ObjectCache::<u8>::builder("built");
+    show!(ObjectCache: cache, ObjectCacheBuilder: built, Registration: registration);
     assert!(seen.iter().any(|(_, text)| text.contains("\"shows\"")), "{seen:#?}");
     assert!(seen.iter().any(|(_, text)| text.contains("\"objects\"")), "{seen:#?}");
     // With figures.

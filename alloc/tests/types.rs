@@ -107,6 +107,8 @@ fn types_of_memcg() {
         LruStatus: ALL;
         Memcg: ALL;
         ObjectCache[u8]: ALL;
+        ObjectCache[Rc<u8>]: ALL;
+        ObjectCacheBuilder[u8]: SHARED;
         ObjectCacheStat: ALL;
         OnLimit: ALL;
         OverLimit: ALL;

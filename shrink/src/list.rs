@@ -166,6 +166,11 @@ impl List {
         self.len -= 1;
     }
 
+    /// The node that was added last.
+    pub(crate) fn newest(&self) -> Option<NonNull<Links>> {
+        self.newest
+    }
+
     /// The node at the hand.
     pub(crate) fn at_hand(&self) -> Option<NonNull<Links>> {
         self.hand.or(self.oldest)

@@ -94,6 +94,11 @@ impl GroupList {
         ENGINE.lists().walk(&self.list, group, nr, wait, isolated, visit)
     }
 
+    /// Takes out the newest node of `group`'s part; `false`: there is none.
+    pub(crate) fn take_newest(&self, group: GroupRef, isolated: &mut Isolated) -> bool {
+        ENGINE.lists().take_newest(&self.list, group, isolated)
+    }
+
     /// A group whose part is not empty.
     pub(crate) fn some_group(&self) -> Option<GroupRef> {
         ENGINE.lists().some_group(&self.list)

@@ -134,6 +134,32 @@ fn a_node_of_one_list_is_none_of_anothers() {
     assert!(lists.into_iter().all(|list| world.lists.destroy(list)));
 }
 
+#[test]
+fn the_newest_node_of_a_part_is_taken_first() {
+    let world = World::new();
+    let list = world.lists.create(0).expect("memory");
+    let (a, tag_a) = world.group(GroupRef::ROOT, "a");
+    let nodes: Vec<_> = (0..3).map(Node::new).collect();
+    let newest = |group| {
+        let mut isolated = Isolated::new();
+        let taken = world.lists.take_newest(&list, group, &mut isolated);
+        assert_eq!(taken, !isolated.is_empty());
+        numbers(&mut isolated).first().copied()
+    };
+    assert_eq!((newest(a), newest(GroupRef::ROOT)), (None, None));
+    nodes
+        .iter()
+        .for_each(|node| assert!(world.add(&list, node, tag_a).is_none() != (node.number == 0)));
+    assert_eq!((newest(GroupRef::ROOT), newest(a)), (None, Some(2)));
+    world.lists.check();
+    world.offline(a);
+    assert_eq!(
+        (newest(a), newest(GroupRef::ROOT), newest(GroupRef::ROOT)),
+        (None, Some(1), Some(0))
+    );
+    assert!(world.lists.destroy(list));
+}
+
 /// What is not empty is nobody's from then on, in every build: its nodes may be of another type than
 /// the next list's.
 #[test]
