@@ -136,8 +136,11 @@ fn every_public_type_shows_paths_and_no_indices() {
         }
     }
     let traits = ["FutureExt", "PlainDrop", "Shrinker"];
-    let shown = seen.iter().map(|(name, _)| *name).chain(traits).collect();
-    assert_eq!(exported(include_str!("../src/lib.rs")), shown, "each exported type is shown here");
+    let exported = exported(include_str!("../src/lib.rs"));
+    let is_shown =
+        |name: &&&str| traits.contains(*name) || seen.iter().any(|(seen, _)| seen == *name);
+    let unseen: Vec<_> = exported.iter().filter(|name| !is_shown(name)).collect();
+    assert!(unseen.is_empty(), "exported, and not shown in `alloc/tests/debug.rs`: {unseen:?}");
 }
 
 #[test]
