@@ -1,19 +1,26 @@
-//! The central list of a class: its spans, by whether they have objects in.
+//! The central list of a class: its spans, by how much of them is out.
 //!
 //! ```text
-//!   partial ─► span ─► span ─► …       some objects in, some out: taken from first
+//!   mostly  ─► span ─► span ─► …       at least half of the objects out: taken from first
+//!   partly  ─► span ─► span ─► …       at least an eighth
+//!   sparse  ─► span ─► span ─► …       fewer
 //!   empty   ─► span ─► span ─► …       all in, newest first: released after a short decay
 //!   idle    ─► span ─► span ─► …       records that serve nothing now
-//!   (full spans are on no list)
+//!   cooling ─► span ─► span ─► …       beside that: what may have free pages to give back
+//!   (full spans are on no list of the first four, nor are those that are lent)
 //! ```
+//!
+//! Fuller spans are taken from first, so that the others become empty.
 //!
 //! # Invariants
 //!
-//! - A span is on `partial` when `0 < nr_free < nr_objects`, on `empty` when
-//!   `nr_free == nr_objects`, on neither when `nr_free == 0`, and on `idle` when `base` is 0.
+//! - A span is on the list that [`Place::of`] names, unless it is [lent](crate::cooling), and on `idle` when
+//!   `base` is 0.
 //! - Objects that are in have no tag.
+//! - What the system has of a span are pages of objects that are in.
 //!
-//! Lock order: a record's lock, then a central list's, then the vectors', then jemalloc's.
+//! Lock order: a record's lock, then that of [cooling](crate::cooling), then a central list's, then the
+//! vectors', then jemalloc's.
 
 use core::ptr;
 
@@ -22,25 +29,28 @@ use memcg_accounting::table::Table;
 use memcg_accounting::{SYSTEM, now_ms};
 
 use crate::class::{self, CHUNK, Class};
-use crate::fork::{AtFork, Place};
+use crate::cooling::{self, Cooling};
+use crate::fork::{self, AtFork};
+use crate::links::{ByPlace, List};
 use crate::maps;
-use crate::span::{Listed, Span};
+use crate::pages::Pages;
+use crate::span::{Listed, Place, Span};
 use crate::{asan, jemalloc, ledger};
 
 /// Empty spans go back after this long.
 const DECAY_MS: u32 = 500;
+/// Spans that go back under one lock.
+const RELEASE_BATCH: usize = 8;
 
 /// The spans of one class, alone on their cache lines.
 #[repr(align(128))]
 struct Central(Lock<Lists>);
 
-struct Lists {
-    partial: *const Span,
-    empty: *const Span,
-    /// The oldest of `empty`.
-    empty_tail: *const Span,
+pub(crate) struct Lists {
+    by_place: [List<ByPlace>; Place::LISTED],
     /// What a record has made for itself fits its class: it serves that again.
-    idle: *const Span,
+    idle: List<ByPlace>,
+    pub(crate) cooling: Cooling,
 }
 
 // SAFETY: the pointers lead to span records, which live for ever and are reached under the
@@ -49,17 +59,16 @@ unsafe impl Send for Lists {}
 
 static CENTRALS: [Central; class::COUNT] = [const {
     Central(Lock::new(Lists {
-        partial: ptr::null(),
-        empty: ptr::null(),
-        empty_tail: ptr::null(),
-        idle: ptr::null(),
+        by_place: [const { List::new() }; Place::LISTED],
+        idle: List::new(),
+        cooling: Cooling::new(),
     }))
 }; class::COUNT];
 
 /// The records of all spans: one table, or each class would touch a page for its first. None is ever given back.
 static SPANS: Table<Span> = Table::new();
 
-fn lists(class: Class) -> Guard<'static, Lists> {
+pub(crate) fn lists(class: Class) -> Guard<'static, Lists> {
     lock(&CENTRALS[class.index()].0)
 }
 
@@ -82,12 +91,13 @@ pub(crate) fn take(class: Class, out: &mut [*mut u8]) -> usize {
 /// - Each is an object of `class` that is out, and nobody uses it any more.
 /// - Its tag is 0.
 pub(crate) unsafe fn give(class: Class, objects: &[*mut u8]) {
+    let now = cooling::ticks();
     let mut lists = lists(class);
     for &object in objects {
         // SAFETY: by contract the object is ours and out.
         let span = unsafe { maps::span_of_object(object) };
         // SAFETY: the lock is held, and the object belongs to this span.
-        unsafe { lists.put_back(span, class, object) };
+        unsafe { lists.put_back(span, class, object, now) };
     }
     lists.release_older_than(class, DECAY_MS, 2);
 }
@@ -96,11 +106,10 @@ pub(crate) unsafe fn give(class: Class, objects: &[*mut u8]) {
 /// is left.
 pub(crate) fn release_empty(all: bool) -> bool {
     let mut left = false;
+    let age = if all { 0 } else { DECAY_MS };
     for class in Class::all() {
-        let age = if all { 0 } else { DECAY_MS };
-        let mut lists = lists(class);
-        lists.release_older_than(class, age, usize::MAX);
-        left |= !lists.empty.is_null();
+        while lists(class).release_older_than(class, age, RELEASE_BATCH) {}
+        left |= lists(class).oldest_empty().is_some();
     }
     left
 }
@@ -111,33 +120,32 @@ pub(crate) fn for_each_span(f: impl FnMut(&Span)) {
     all.filter(|span| span.is_in_use()).for_each(f);
 }
 
+/// Tests the invariants of the lists.
+///
+/// # Panics
+///
+/// Panics if one does not hold.
+pub(crate) fn check() {
+    let _none_is_lent = cooling::hold();
+    for class in Class::all() {
+        lists(class).check(class);
+    }
+}
+
 /// Bytes of address space that span records have mapped.
 pub(crate) fn metadata_bytes() -> usize {
     SPANS.mapped_bytes()
 }
 
 impl Lists {
-    /// A span with objects in: a partial one, else an empty one, else a new one.
+    /// A span with objects in, of which most are out, or a new one.
     fn first_with_objects(&mut self, class: Class) -> Option<&'static Span> {
-        // SAFETY: list links lead to span records, which live for ever.
-        if let Some(span) = unsafe { self.partial.as_ref() } {
-            return Some(span);
-        }
-        // SAFETY: as above.
-        let span = match unsafe { self.empty.as_ref() } {
-            Some(span) => {
-                self.unlink_empty(span);
-                span
-            }
-            None => self.begin_span(class)?,
-        };
-        self.push_partial(span);
-        Some(span)
+        self.by_place.iter().find_map(List::first).or_else(|| self.begin_span(class))
     }
 
     /// # Safety
     ///
-    /// The lock of the span's class is held, and `span` is on `partial`.
+    /// The lock of the span's class is held, and objects of it are in.
     unsafe fn take_from(
         &mut self,
         span: &'static Span,
@@ -147,154 +155,157 @@ impl Lists {
         // SAFETY: the lock guards it.
         let listed = unsafe { &mut *span.central.get() };
         let base: *mut u8 = ptr::with_exposed_provenance_mut(span.base());
-        let taken = out.len().min(listed.nr_free);
+        let taken = out.len().min(listed.nr_free as usize);
         // SAFETY: an object of the span.
         let at = |index| unsafe { base.add(index * class.size()) };
         let found = listed.free.take(class, &mut out[..taken], at);
         debug_assert_eq!(found, taken, "as many are in as are counted");
+        #[expect(clippy::cast_possible_truncation, reason = "at most as many as are in")]
+        let taken = taken as u32;
         listed.nr_free -= taken;
-        if listed.nr_free == 0 {
-            self.unlink_partial(span);
+        if !listed.returned.is_empty() {
+            self.cooling.warm(
+                listed,
+                class,
+                out[..found].iter().map(|out| out.addr() - base.addr()),
+            );
         }
+        self.place(span, class);
+        self.cooling.touch(span, cooling::ticks());
         found
     }
 
     /// # Safety
     ///
     /// The lock of the span's class is held; `object` is the span's and nobody uses it.
-    unsafe fn put_back(&mut self, span: &'static Span, class: Class, object: *mut u8) {
+    unsafe fn put_back(&mut self, span: &'static Span, class: Class, object: *mut u8, now: u32) {
         // SAFETY: the lock guards it.
         let listed = unsafe { &mut *span.central.get() };
         listed.free.put(class.object_at(object.addr() - span.base()));
         listed.nr_free += 1;
-        let nr_free = listed.nr_free;
-        debug_assert!(nr_free <= class.nr_objects(), "an object is given back once");
-        if nr_free == 1 {
-            self.push_partial(span);
+        debug_assert!(
+            listed.nr_free as usize <= class.nr_objects(),
+            "an object is given back once"
+        );
+        if listed.place != Place::Lent {
+            self.place(span, class);
         }
-        if nr_free == class.nr_objects() {
-            self.unlink_partial(span);
-            self.push_empty(span);
+        self.cooling.touch(span, now);
+    }
+
+    /// Puts a span where it belongs.
+    pub(crate) fn place(&mut self, span: &'static Span, class: Class) {
+        let (old, new) = with(span, |listed| {
+            let new = Place::of(listed.nr_free as usize, class);
+            (core::mem::replace(&mut listed.place, new), new)
+        });
+        if old == new {
+            return;
+        }
+        if let Some(list) = self.by_place.get_mut(old as usize) {
+            list.unlink(span);
+        }
+        if new == Place::Empty {
+            with(span, |listed| listed.emptied_ms = now_ms());
+        }
+        if let Some(list) = self.by_place.get_mut(new as usize) {
+            list.push_first(span);
         }
     }
 
-    fn release_older_than(&mut self, class: Class, age_ms: u32, most: usize) {
-        if self.empty.is_null() {
-            return;
+    /// Takes a span off its list, until [`place`](Self::place) is called for it.
+    pub(crate) fn lend(&mut self, span: &'static Span) {
+        let old = with(span, |listed| core::mem::replace(&mut listed.place, Place::Lent));
+        if let Some(list) = self.by_place.get_mut(old as usize) {
+            list.unlink(span);
         }
-        let now = now_ms();
+    }
+
+    fn oldest_empty(&self) -> Option<&'static Span> {
+        self.by_place[Place::Empty as usize].last()
+    }
+
+    /// Releases so many empty spans that are that old; answers whether there were as many.
+    fn release_older_than(&mut self, class: Class, age_ms: u32, most: usize) -> bool {
+        let mut now = None;
         for _ in 0..most {
-            // SAFETY: list links lead to span records, which live for ever.
-            let Some(span) = (unsafe { self.empty_tail.as_ref() }) else { return };
-            // SAFETY: the lock of the class is held.
-            let emptied = unsafe { (*span.central.get()).emptied_ms };
-            if now.wrapping_sub(emptied) < age_ms {
+            let Some(span) = self.oldest_empty() else { return false };
+            let now = *now.get_or_insert_with(now_ms);
+            if now.wrapping_sub(with(span, |listed| listed.emptied_ms)) < age_ms {
+                return false;
+            }
+            self.by_place[Place::Empty as usize].unlink(span);
+            self.release(class, span);
+        }
+        true
+    }
+
+    fn check(&self, class: Class) {
+        let (mut nr_cooling, mut nr_returned) = (0, 0);
+        for_each_span(|span| {
+            if !span.serves(class) {
                 return;
             }
-            self.unlink_empty(span);
-            self.release(class, span);
+            with(span, |listed| {
+                let nr_in: usize = listed.free.runs().map(|run| run.len()).sum();
+                assert_eq!(nr_in, listed.nr_free as usize, "as many are in as are counted");
+                assert_eq!(listed.place, Place::of(nr_in, class), "a span is where it belongs");
+                let free = cooling::free_pages(listed, class);
+                assert!(listed.returned.without(free).is_empty(), "what went back is free");
+                nr_cooling += usize::from(listed.is_cooling);
+                nr_returned += listed.returned.len();
+            });
+        });
+        self.cooling.check(nr_cooling, nr_returned);
+        for (at, list) in self.by_place.iter().enumerate() {
+            for span in list.iter() {
+                assert!(span.serves(class), "a list has spans of its class");
+                assert_eq!(
+                    with(span, |listed| listed.place as usize),
+                    at,
+                    "it has those of its place"
+                );
+            }
         }
     }
 
     /// A span of fresh memory, on no list yet.
     fn begin_span(&mut self, class: Class) -> Option<&'static Span> {
-        let span = self.pop_idle().or_else(|| SPANS.get(SPANS.take(&SYSTEM)?))?;
+        let span = self.idle.pop_first().or_else(|| SPANS.get(SPANS.take(&SYSTEM)?))?;
         let has_begun = begin(span, class);
         if !has_begun {
-            self.push_idle(span);
+            self.idle.push_first(span);
         }
         has_begun.then_some(span)
     }
 
-    /// Gives the memory of an empty span, which is on no list, back.
+    /// Gives the memory of an empty span, which is on no list but that of cooling, back.
     fn release(&mut self, class: Class, span: &'static Span) {
+        self.cooling.forget(span);
+        with(span, |listed| listed.place = Place::Off);
         let memory = ptr::with_exposed_provenance_mut(span.base());
         maps::remove_span(span, class);
         span.end();
         // SAFETY: every object is in, so nobody uses the memory; it came from `alloc_span`.
         unsafe { jemalloc::dealloc_span(memory) };
-        self.push_idle(span);
-    }
-
-    // ---- links: the lock of the class is held throughout --------------------------------
-
-    fn push_partial(&mut self, span: &'static Span) {
-        let first = self.partial;
-        with(span, |listed| {
-            listed.next = first;
-            listed.prev = ptr::null();
-        });
-        with_ptr(first, |listed| listed.prev = span);
-        self.partial = span;
-    }
-
-    fn unlink_partial(&mut self, span: &'static Span) {
-        let (next, prev) = with(span, |listed| (listed.next, listed.prev));
-        if prev.is_null() {
-            self.partial = next;
-        }
-        with_ptr(prev, |listed| listed.next = next);
-        with_ptr(next, |listed| listed.prev = prev);
-    }
-
-    fn push_empty(&mut self, span: &'static Span) {
-        let first = self.empty;
-        with(span, |listed| {
-            listed.emptied_ms = now_ms();
-            listed.next = first;
-            listed.prev = ptr::null();
-        });
-        with_ptr(first, |listed| listed.prev = span);
-        if first.is_null() {
-            self.empty_tail = span;
-        }
-        self.empty = span;
-    }
-
-    fn push_idle(&mut self, span: &'static Span) {
-        with(span, |listed| listed.next = self.idle);
-        self.idle = span;
-    }
-
-    fn pop_idle(&mut self) -> Option<&'static Span> {
-        // SAFETY: list links lead to span records, which live for ever.
-        let span = unsafe { self.idle.as_ref() }?;
-        self.idle = with(span, |listed| listed.next);
-        Some(span)
-    }
-
-    fn unlink_empty(&mut self, span: &'static Span) {
-        let (next, prev) = with(span, |listed| (listed.next, listed.prev));
-        if prev.is_null() {
-            self.empty = next;
-        }
-        if next.is_null() {
-            self.empty_tail = prev;
-        }
-        with_ptr(prev, |listed| listed.next = next);
-        with_ptr(next, |listed| listed.prev = prev);
+        self.idle.push_first(span);
     }
 }
 
-/// Runs `f` on what the central list keeps in `span`. Called by methods of [`Lists`] alone, so
-/// the lock that guards it is held.
-fn with<R>(span: &Span, f: impl FnOnce(&mut Listed) -> R) -> R {
+/// Runs `f` on what the central list keeps in `span`. The lock that guards it is held: it is called by
+/// methods of [`Lists`] and of what they have.
+pub(crate) fn with<R>(span: &Span, f: impl FnOnce(&mut Listed) -> R) -> R {
     // SAFETY: the lock of the class is held, and `f` does not reach another span.
     f(unsafe { &mut *span.central.get() })
-}
-
-fn with_ptr(span: *const Span, f: impl FnOnce(&mut Listed)) {
-    // SAFETY: list links are null or lead to span records, which live for ever.
-    if let Some(span) = unsafe { span.as_ref() } {
-        with(span, f);
-    }
 }
 
 /// Makes a record serve fresh memory. `false`: there is none, and it serves nothing.
 fn begin(span: &'static Span, class: Class) -> bool {
     let bytes = class.span_bytes();
     let has_lists = with(span, |listed| {
-        listed.nr_free = class.nr_objects();
+        #[expect(clippy::cast_possible_truncation, reason = "at most 2^13")]
+        let nr = class.nr_objects() as u32;
+        (listed.nr_free, listed.returned) = (nr, Pages::NONE);
         listed.free.begin(class)
     });
     if !has_lists || !ledger::begin(span, class) {
@@ -318,7 +329,7 @@ fn begin(span: &'static Span, class: Class) -> bool {
 
 /// Every central list is locked, in the order of classes.
 pub(crate) static AT_FORK: AtFork = AtFork {
-    place: Place::Spans,
+    place: fork::Place::Spans,
     prepare: || CENTRALS.iter().for_each(|central| core::mem::forget(lock(&central.0))),
     release: |_| {
         for central in &CENTRALS {

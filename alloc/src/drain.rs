@@ -19,7 +19,7 @@ use crate::cached::Cached;
 use crate::fork::{AtFork, Place};
 use crate::process::{BARRIER, TREE};
 use crate::record::{self, Record};
-use crate::{central, jemalloc};
+use crate::{central, cooling, jemalloc};
 
 /// One drain at a time.
 pub(crate) static DRAIN: Lock<()> = Lock::new(());
@@ -234,9 +234,10 @@ pub(crate) fn tick() -> bool {
     static LEFT: AtomicU32 = AtomicU32::new(0);
     let has_cached = idle_threads();
     let has_empty = central::release_empty(false);
+    let has_warm = cooling::tick();
     jemalloc::decay();
     // Relaxed: only the keeper is here.
-    let left = if has_cached || has_empty {
+    let left = if has_cached || has_empty || has_warm {
         LAST_TICKS
     } else {
         LEFT.load(Ordering::Relaxed).saturating_sub(1)
@@ -278,7 +279,8 @@ pub fn drain() {
 }
 
 /// Gives free memory back to the system now: every thread's free objects go back to their
-/// spans, empty spans to jemalloc, unused pages to the system.
+/// spans, empty spans to jemalloc, unused pages to the system, those too that lie between objects
+/// that live.
 ///
 /// Milliseconds, by how much there is to give back.
 ///
@@ -295,5 +297,6 @@ pub fn purge() {
         with_stopped(&|_| true, &mut work, &mut || ());
     }
     central::release_empty(true);
+    cooling::all();
     jemalloc::purge();
 }

@@ -27,6 +27,8 @@ pub(crate) const HARDENED: bool = cfg!(feature = "hardened");
 pub(crate) const ASAN: bool = cfg!(memcg_asan);
 /// Whether the [ledger] is kept.
 pub(crate) const LEDGER: bool = CHECKS || HARDENED;
+/// Whether free memory holds something that is looked for later. Hardened it holds what fresh pages do.
+pub(crate) const BLANKS: bool = CHECKS && !HARDENED;
 /// Whether anything is done to slab-class objects here.
 pub(crate) const ACTIVE: bool = LEDGER || ASAN;
 
@@ -159,6 +161,25 @@ unsafe fn take_back_live(object: *mut u8, live: Live, class: Class, layout: Layo
         // SAFETY: as above.
         unsafe { asan::poison(object, class.size()) };
     }
+}
+
+/// What an object that is in holds is about to be lost, in whole or in part, for pages of it go back.
+///
+/// # Safety
+///
+/// `object` is of `class`, in its span, and nobody takes it meanwhile.
+#[inline(always)]
+pub(crate) unsafe fn blank(object: *mut u8, class: Class) {
+    // SAFETY: by contract.
+    if !BLANKS || !unsafe { ledger::blank(object, class) } {
+        return;
+    }
+    // SAFETY: by contract.
+    unsafe { asan::unpoison(object, class.size()) };
+    // SAFETY: by contract, and it was poisoned when it came back.
+    unsafe { checks::poison_is_whole(object, class) };
+    // SAFETY: by contract.
+    unsafe { asan::poison(object, class.size()) };
 }
 
 /// An object was resized within its class.

@@ -27,6 +27,7 @@ pub(crate) enum Place {
     Hands,
     Tree,
     Engine,
+    Cooling,
     Spans,
     Vectors,
 }

@@ -9,6 +9,7 @@
 //! - The bit of an object is set exactly while it is in. Words below `first` are 0 (hardened it stays 0).
 //! - The storage belongs to the span's record for ever: it fits its class.
 
+use core::ops::Range;
 use core::ptr;
 
 use crate::class::Class;
@@ -25,14 +26,14 @@ const GROUP: usize = u8::BITS as usize;
 #[derive(Debug)]
 pub(crate) struct Free {
     words: *mut u64,
-    nr: usize,
-    first: usize,
     chance: u64,
+    nr: u32,
+    first: u32,
 }
 
 impl Free {
     pub(crate) const fn new() -> Self {
-        Self { words: ptr::null_mut(), nr: 0, first: 0, chance: 0 }
+        Self { words: ptr::null_mut(), chance: 0, nr: 0, first: 0 }
     }
 
     /// All objects of a span of `class` are in. `false`: no memory.
@@ -44,6 +45,8 @@ impl Free {
             if self.words.is_null() {
                 return false;
             }
+            #[expect(clippy::cast_possible_truncation, reason = "at most 2^13")]
+            let nr = nr as u32;
             self.nr = nr;
         }
         if HARDENED {
@@ -61,7 +64,7 @@ impl Free {
     fn words(&mut self) -> &mut [u64] {
         debug_assert!(!self.words.is_null(), "the span was begun");
         // SAFETY: the storage has that many words, is never unmapped, and is this value's alone.
-        unsafe { core::slice::from_raw_parts_mut(self.words, self.nr.div_ceil(BITS)) }
+        unsafe { core::slice::from_raw_parts_mut(self.words, (self.nr as usize).div_ceil(BITS)) }
     }
 
     /// Takes as many objects out as `out` has room for, of those that are in; answers how many. `at` says
@@ -107,8 +110,11 @@ impl Free {
     #[inline(always)]
     fn pop(&mut self) -> Option<usize> {
         // Hardened, the search begins anywhere, and goes round.
-        let start =
-            if HARDENED { hardened::below(&mut self.chance, self.nr) } else { self.first * BITS };
+        let start = if HARDENED {
+            hardened::below(&mut self.chance, self.nr as usize)
+        } else {
+            self.first as usize * BITS
+        };
         let (first, turn) = (start / BITS, start % BITS);
         let words = self.words();
         for step in 0..words.len() {
@@ -122,7 +128,7 @@ impl Free {
             let turned = words[at].rotate_right(turn as u32);
             let bit = (turned.trailing_zeros() as usize + turn) % BITS;
             words[at] &= !(1 << bit);
-            self.first = if HARDENED { 0 } else { at };
+            self.first = if HARDENED { 0 } else { word_number(at) };
             return Some(at * BITS + bit);
         }
         None
@@ -134,8 +140,39 @@ impl Free {
         let word = &mut self.words()[index / BITS];
         debug_assert_eq!(*word >> (index % BITS) & 1, 0, "an object is given back once");
         *word |= 1 << (index % BITS);
-        self.first = self.first.min(index / BITS);
+        self.first = self.first.min(word_number(index / BITS));
     }
+
+    /// The runs of objects that are in, one after another.
+    pub(crate) fn runs(&mut self) -> impl Iterator<Item = Range<usize>> {
+        let words: &[u64] = self.words();
+        let mut at = 0;
+        core::iter::from_fn(move || {
+            let start = find(words, at, true)?;
+            at = find(words, start, false).unwrap_or(words.len() * BITS);
+            Some(start..at)
+        })
+    }
+}
+
+/// As [`Free`] keeps it.
+#[expect(clippy::cast_possible_truncation, reason = "a span has at most 2^13 objects")]
+#[inline(always)]
+fn word_number(at: usize) -> u32 {
+    at as u32
+}
+
+/// The first bit from `from` on that is as wanted.
+fn find(words: &[u64], from: usize, wanted: bool) -> Option<usize> {
+    let mut ahead = u64::MAX << (from % BITS);
+    for (at, &word) in words.iter().enumerate().skip(from / BITS) {
+        let word = if wanted { word } else { !word } & ahead;
+        if word != 0 {
+            return Some(at * BITS + word.trailing_zeros() as usize);
+        }
+        ahead = u64::MAX;
+    }
+    None
 }
 
 #[cfg(test)]
@@ -183,6 +220,22 @@ mod tests {
             assert!(first.into_iter().eq(0..12));
             // Of the line of 3 and 5, and of that of 12 to 15, some are out.
             assert_eq!(second, [16, 17, 18, 19, 15, 14, 13, 12, 5, 3]);
+        }
+    }
+
+    #[test]
+    fn runs_are_what_is_in() {
+        let runs =
+            |free: &mut Free| free.runs().map(|run| (run.start, run.end)).collect::<Vec<_>>();
+        for class in Class::all() {
+            let (mut free, nr) = (Free::new(), class.nr_objects());
+            assert!(free.begin(class));
+            assert_eq!(runs(&mut free), [(0, nr)]);
+            take_all(&mut free);
+            assert_eq!(runs(&mut free), []);
+            [nr - 1, 1, 2].into_iter().for_each(|index| free.put(index));
+            let found = if nr == 4 { vec![(1, 4)] } else { vec![(1, 3), (nr - 1, nr)] };
+            assert_eq!(runs(&mut free), found, "{class:?}");
         }
     }
 

@@ -7,6 +7,7 @@
 //!   word:  0                 never out since its span began
 //!          OUT | layout      the program's
 //!          FREED             came back
+//!          BLANK             came back, and the system has had its memory since
 //! ```
 //!
 //! An object is looked up as any address may be, and its word compared with the one that its
@@ -33,6 +34,7 @@ use crate::vector;
 
 const OUT: u32 = 1 << 31;
 const FREED: u32 = 1 << 30;
+const BLANK: u32 = 1 << 29;
 /// Where the alignment begins: above a size of at most 64 KiB.
 const ALIGN_SHIFT: u32 = 17;
 
@@ -114,6 +116,21 @@ pub(crate) unsafe fn hand_out(object: *mut u8, class: Class, layout: Layout) -> 
     }
     slot.store(word(layout), Ordering::Relaxed);
     before & FREED != 0
+}
+
+/// Notes that what an object that is in holds is about to be lost; answers whether it came back before.
+///
+/// # Safety
+///
+/// `object` is of `class`, and in.
+pub(crate) unsafe fn blank(object: *mut u8, class: Class) -> bool {
+    // SAFETY: by contract.
+    let slot = unsafe { slot(object, class) };
+    let came_back = slot.load(Ordering::Relaxed) & FREED != 0;
+    if came_back {
+        slot.store(BLANK, Ordering::Relaxed);
+    }
+    came_back
 }
 
 /// Whether the ledger has an object as the program's.
@@ -213,7 +230,7 @@ fn diagnose(address: usize, layout: Layout) -> ! {
     let (start, word) = (span.base() + index * class.size(), entry(span, index));
     let word = word.load(Ordering::Relaxed);
     let mut tag = span.tag_at(address);
-    if CHECKS && word & FREED != 0 {
+    if CHECKS && word & (FREED | BLANK) != 0 {
         let last = entry(span, class.nr_objects() + index);
         tag = Tag::from_bits(last.load(Ordering::Relaxed));
     }
@@ -320,7 +337,7 @@ mod tests {
         for (size, align) in [(1, 1), (1, 4096), (60, 4), (64 << 10, 8), (4096, 4096)] {
             let layout = Layout::from_size_align(size, align).expect("a layout");
             assert_eq!(layout_of(word(layout)), layout);
-            assert_eq!(word(layout) & FREED, 0);
+            assert_eq!(word(layout) & (FREED | BLANK), 0);
         }
         for (size, align) in [(65 << 10, 1), (1, 8192), (1 << 46, 64), (5 << 30, 1 << 30)] {
             let layout = Layout::from_size_align(size, align).expect("a layout");

@@ -23,6 +23,8 @@ use memcg_accounting::table::{NONE, Record};
 
 use crate::class::{Class, MAX_OBJECTS};
 use crate::free::Free;
+use crate::links::Link;
+use crate::pages::Pages;
 use crate::vector;
 
 /// What `tags` of a span without accounted objects leads to.
@@ -46,17 +48,68 @@ pub(crate) struct Span {
 // SAFETY: the words are atomics; `central` is reached only with the lock that guards it.
 unsafe impl Sync for Span {}
 
+const _: () =
+    assert!(size_of::<Span>() == 128, "two lines: one for lookups, one and a half for the list");
+
 /// What the central list keeps in a span.
 #[derive(Debug)]
 pub(crate) struct Listed {
     /// Which objects are in.
     pub(crate) free: Free,
     /// How many.
-    pub(crate) nr_free: usize,
+    pub(crate) nr_free: u32,
+    /// Where it is.
+    pub(crate) place: Place,
+    pub(crate) by_place: Link,
     /// When the last object came back, in milliseconds.
     pub(crate) emptied_ms: u32,
-    pub(crate) next: *const Span,
-    pub(crate) prev: *const Span,
+    /// Whether it is on the list of those that cool.
+    pub(crate) is_cooling: bool,
+    pub(crate) by_age: Link,
+    /// When it was put there, in ticks, and when an object last came or went.
+    pub(crate) queued: u32,
+    pub(crate) used: u32,
+    /// What the system has of it: pages of objects that are in.
+    pub(crate) returned: Pages,
+}
+
+/// Where a span is, by how much of it is out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At least half of the objects are out.
+    Mostly,
+    /// At least an eighth.
+    Partly,
+    /// Fewer, but some.
+    Sparse,
+    /// None.
+    Empty,
+    /// On no list: all are out, or it serves nothing.
+    Off,
+    /// On no list, while pages of it go back.
+    Lent,
+}
+
+impl Place {
+    /// Places that have a list.
+    pub(crate) const LISTED: usize = 4;
+
+    /// That of a span with so many objects in.
+    pub(crate) fn of(nr_free: usize, class: Class) -> Self {
+        let nr = class.nr_objects();
+        let out = nr - nr_free;
+        if nr_free == 0 {
+            Self::Off
+        } else if out * 2 >= nr {
+            Self::Mostly
+        } else if out * 8 >= nr {
+            Self::Partly
+        } else if out > 0 {
+            Self::Sparse
+        } else {
+            Self::Empty
+        }
+    }
 }
 
 impl Record for Span {
@@ -70,9 +123,14 @@ impl Record for Span {
             central: UnsafeCell::new(Listed {
                 free: Free::new(),
                 nr_free: 0,
+                place: Place::Off,
+                by_place: Link::new(),
                 emptied_ms: 0,
-                next: ptr::null(),
-                prev: ptr::null(),
+                is_cooling: false,
+                by_age: Link::new(),
+                queued: 0,
+                used: 0,
+                returned: Pages::NONE,
             }),
         }
     }
@@ -131,9 +189,15 @@ impl Span {
         self.tags.load(Ordering::Acquire)
     }
 
+    /// The same, if they are its own.
+    pub(crate) fn own_tags(&self) -> Option<*mut AtomicU32> {
+        let tags = self.tags();
+        (!ptr::eq(tags, ZEROS.as_ptr())).then_some(tags)
+    }
+
     /// Whether it has tags of its own.
     pub(crate) fn has_vector(&self) -> bool {
-        !ptr::eq(self.tags(), ZEROS.as_ptr())
+        self.own_tags().is_some()
     }
 
     /// Whether `slot` is one of the zeros that spans share, which must not be written.

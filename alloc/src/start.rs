@@ -9,7 +9,7 @@ use memcg_accounting::{Bell, Root, SYSTEM};
 
 use crate::fork::{self, AtFork, Place};
 use crate::process::{BARRIER, BEGUN, ENGINE, EXIT_KEY, TREE};
-use crate::{central, drain, hand, host, jemalloc, record, vector};
+use crate::{central, cooling, drain, hand, host, jemalloc, record, vector};
 
 /// What the tree notices is the worker's to deliver.
 static BELL: Bell = Bell { ring: || ENGINE.ring() };
@@ -48,6 +48,7 @@ pub(crate) fn begin(root: Root) -> bool {
         for part in [&drain::AT_FORK, &hand::AT_FORK, &TREE_AT_FORK, &ENGINE_AT_FORK] {
             fork::join(part);
         }
+        fork::join(&cooling::AT_FORK);
         fork::join(&central::AT_FORK);
         fork::join(&vector::AT_FORK);
         // jemalloc registered its handlers when it booted: ours run first before a fork, and

@@ -6,7 +6,7 @@ use crate::class::Class;
 use crate::group::Group;
 use crate::peak::PeakReader;
 use crate::process::{ENGINE, TREE};
-use crate::{central, drain, maps, record, vector};
+use crate::{central, cooling, drain, maps, record, vector};
 
 /// A group's figures, taken after a drain, so exact. Bytes unless named otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub struct SelfStat {
     pub metadata: u64,
     /// Tag vectors.
     pub tags: u64,
+    /// Pages between live objects that the system has back: address space that spans have, and no memory.
+    pub returned: u64,
     /// Threads that have a record.
     pub threads: u64,
     /// Drains so far.
@@ -147,6 +149,7 @@ pub fn self_stat() -> SelfStat {
     SelfStat {
         metadata: metadata as u64,
         tags: vector::bytes() as u64,
+        returned: cooling::returned_bytes() as u64,
         threads: u64::from(record::nr_claimed()),
         drains,
         given_up,

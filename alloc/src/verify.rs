@@ -8,7 +8,7 @@ use memcg_accounting::Tag;
 use crate::process::TREE;
 use crate::{central, drain, maps, scope};
 
-/// Tests the invariants of the tree, of every thread's caches and of every tag, with all
+/// Tests the invariants of the tree, of every thread's caches, of every span and of every tag, with all
 /// threads stopped. For tests and debugging; the process must be at rest but for threads that
 /// do not allocate or free large objects.
 ///
@@ -29,6 +29,7 @@ pub fn check() {
             },
             // All threads are still stopped: the keeper's drains do not come in between.
             || {
+                central::check();
                 let mut sums = sums.borrow_mut();
                 add_tags(&mut sums);
                 compared.extend(

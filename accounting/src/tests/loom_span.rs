@@ -30,6 +30,8 @@ enum LeftOut {
     EntryRelease,
     /// The vector in the entry before a tag is in the vector, whoever made it.
     EntryFirst,
+    /// That nothing is taken from a span while pages of it go back.
+    Lending,
 }
 
 fn explore(model: impl Fn() + Sync + Send + 'static) {
@@ -171,6 +173,93 @@ fn loom_span_two_refill() {
 #[should_panic]
 fn loom_span_needs_the_lock() {
     two_refill(Some(LeftOut::Lock));
+}
+
+// ---- giving pages back ----------------------------------------------------------------------------------
+
+/// A span of two objects that share a page; one stays out for ever, and the page of the other goes back.
+struct Lender {
+    span: Lock<Lent>,
+    memory: UnsafeCell<u64>,
+    left_out: Option<LeftOut>,
+}
+
+struct Lent {
+    is_in: bool,
+    is_lent: bool,
+}
+
+// SAFETY: `memory` is what the models test: loom panics if an access to it is not ordered.
+unsafe impl Send for Lender {}
+// SAFETY: as above.
+unsafe impl Sync for Lender {}
+
+impl Lender {
+    /// `cooling::cool`: the pages of what is in, while none of it can be taken.
+    fn give_back(&self) -> bool {
+        {
+            let mut span = lock(&self.span);
+            if !span.is_in {
+                return false;
+            }
+            span.is_lent = self.left_out != Some(LeftOut::Lending);
+        }
+        // SAFETY: `madvise`: nobody uses the page; loom checks it.
+        self.memory.with_mut(|memory| unsafe { *memory = 0 });
+        lock(&self.span).is_lent = false;
+        true
+    }
+
+    /// `central::take`: a span that is lent is on no list.
+    fn take(&self) -> bool {
+        let taken = {
+            let mut span = lock(&self.span);
+            !span.is_lent && core::mem::replace(&mut span.is_in, false)
+        };
+        if taken {
+            // SAFETY: the object is this thread's; loom checks it.
+            self.memory.with_mut(|memory| unsafe { *memory = 7 });
+        }
+        taken
+    }
+
+    /// `central::give`, also of a span that is lent.
+    fn give(&self) {
+        lock(&self.span).is_in = true;
+    }
+}
+
+/// Pages go back while a thread takes an object, or brings one.
+fn give_back_against_take(left_out: Option<LeftOut>) {
+    explore(move || {
+        let span = Lock::new(Lent { is_in: true, is_lent: false });
+        let lender = Arc::new(Lender { span, memory: UnsafeCell::new(7), left_out });
+        let other = {
+            let lender = Arc::clone(&lender);
+            thread::spawn(move || {
+                let taken = lender.take();
+                if taken {
+                    lender.give();
+                }
+                taken
+            })
+        };
+        let went = lender.give_back();
+        let taken = other.join().expect("no panic");
+        assert!(went || taken, "one of them was first");
+        assert!(!lock(&lender.span).is_lent && lender.take(), "the span is served from again");
+    });
+}
+
+#[test]
+fn loom_span_give_back_against_take() {
+    give_back_against_take(None);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn loom_span_needs_lending() {
+    give_back_against_take(Some(LeftOut::Lending));
 }
 
 // ---- vectors --------------------------------------------------------------------------------------------
