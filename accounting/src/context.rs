@@ -12,7 +12,7 @@
 //! # Invariants
 //!
 //! - `bytes` is what is charged through the context: tagged objects and unspent stock.
-//! - `pins` counts: one while the group is online, one per context that forwards here, one per
+//! - `pins` counts: one while the group's record is its, one per context that forwards here, one per
 //!   stock entry, one per open request. A record is free exactly when `bytes` and `pins` are 0;
 //!   its generation moves on then, and the pin on its target is given back.
 //! - Everything here changes under the stripe lock that `stripe` names (`stripe` itself under the
@@ -120,7 +120,7 @@ impl Context {
         self.stripe.store(stripe, Ordering::Relaxed);
     }
 
-    /// Makes a taken record the context of `group`, with the pin of being online. Called with
+    /// Makes a taken record the context of `group`, with the pin of its record. Called with
     /// the record's stripe locked.
     pub(crate) fn bring_online(&self, group: u32) {
         debug_assert!(self.is_idle(), "a record that is taken has no bytes and no pins");
@@ -176,9 +176,22 @@ impl Context {
         self.pins.store(self.pins() - 1, Ordering::Relaxed);
     }
 
-    /// Ends this use of the record: whoever remembers the old generation is a stranger now.
-    pub(crate) fn retire(&self) {
-        let next = self.generation().wrapping_add(1).max(1);
+    /// Ends this use of the record: whoever remembers the old generation is a stranger now. `false`: the
+    /// generations are used up, and the record is not used again: a payer of 2^32 groups ago is nobody's.
+    pub(crate) fn retire(&self) -> bool {
+        let next = self.generation().saturating_add(1);
         self.generation.store(next, Ordering::Relaxed);
+        !self.is_worn_out()
+    }
+
+    /// Whether its generations are used up.
+    pub(crate) fn is_worn_out(&self) -> bool {
+        self.generation() == u32::MAX
+    }
+
+    /// As if the record had been used that often.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn wear(&self, generation: u32) {
+        self.generation.store(generation, Ordering::Relaxed);
     }
 }

@@ -43,24 +43,44 @@ impl Tree {
         None
     }
 
-    /// The parent, with a handle; `None` for the root.
+    /// The parent, with a handle; `None` for the root. Of a group that is gone: the nearest ancestor that is
+    /// not, whose its objects are.
     pub fn parent(&self, group: GroupRef) -> Option<GroupRef> {
         let _topology = lock(&self.topology);
-        let parent = self.group(group)?.parent();
-        self.try_get_locked(Tree::ref_to(parent, self.groups.get(parent)?))
+        let parent = self.record(group)?.parent();
+        let mut online = self.ancestors(parent).filter(|(_, level)| level.state() == State::Online);
+        let (slot, level) = online.next()?;
+        self.try_get_locked(Tree::ref_to(slot, level))
     }
 
     /// The parent without a handle, so it may be gone when the caller looks. `None`: the root, or
-    /// `group` is gone.
+    /// the reference is stale.
     pub fn parent_ref(&self, group: GroupRef) -> Option<GroupRef> {
         let _topology = lock(&self.topology);
-        let parent = self.group(group)?.parent();
+        let parent = self.record(group)?.parent();
         self.groups.get(parent).map(|record| Tree::ref_to(parent, record))
     }
 
-    /// Whether the reference is not stale. Without a lock, so it may be when the caller looks.
+    /// Whether the group is in the tree. Without a lock, so it may be gone when the caller looks.
     pub fn exists(&self, group: GroupRef) -> bool {
-        self.group(group).is_some_and(|record| record.state() != State::Free)
+        self.group(group).is_some()
+    }
+
+    /// Whether the reference is not stale: the group is in the tree, or its record is held.
+    pub fn is_known(&self, group: GroupRef) -> bool {
+        self.record(group).is_some_and(|record| record.state() != State::Free)
+    }
+
+    /// How many slots for groups there are, used or not: the root's is 0.
+    pub fn nr_slots(&self) -> u32 {
+        self.groups.len()
+    }
+
+    /// The online group in a slot, without a handle.
+    pub fn online_in(&self, slot: u32) -> Option<GroupRef> {
+        let _topology = lock(&self.topology);
+        let group = self.groups.get(slot).filter(|group| group.state() == State::Online)?;
+        Some(Tree::ref_to(slot, group))
     }
 
     /// The parent of an online group, without handle or lock. `None`: the root, or `group` is not
@@ -95,8 +115,8 @@ impl Tree {
                     return None;
                 }
                 // It went in between: ask again.
-                Some(State::Free) | None if step!(self, AskAgain) => {}
-                Some(State::Free) | None => return None,
+                _ if step!(self, AskAgain) => {}
+                _ => return None,
             }
         }
     }
@@ -104,7 +124,7 @@ impl Tree {
     /// The group's name, by value.
     pub fn name(&self, group: GroupRef) -> Name {
         let _topology = lock(&self.topology);
-        self.group(group).map_or(Name::EMPTY, |record| Name::copy_of(bytes_of(record)))
+        self.record(group).map_or(Name::EMPTY, |record| Name::copy_of(bytes_of(record)))
     }
 
     /// The first online child of `group`, or the one after the child `after`, of which the caller has a
@@ -159,11 +179,20 @@ impl Tree {
         None
     }
 
-    /// Whether `group` is `top` or below it. `O(depth)`, under the lock of its tree.
+    /// Whether `group` is `top` or below it, or was before it ended. `O(depth)`, under the lock of its tree.
     pub fn is_in_subtree(&self, top: GroupRef, group: GroupRef) -> bool {
+        let is_below =
+            || self.ancestors(group.index).any(|(slot, level)| Tree::ref_to(slot, level) == top);
         // A group that has not ended keeps its ancestors, and it ends under this lock.
-        self.lock_group(group).is_some_and(|_guard| {
-            self.ancestors(group.index).any(|(slot, level)| Tree::ref_to(slot, level) == top)
-        })
+        if let Some(_guard) = self.lock_group(group) {
+            return is_below();
+        }
+        // The record of one that has keeps theirs.
+        let is_known = self.hold_known(group);
+        let is = is_known && is_below();
+        if is_known {
+            self.let_go(group);
+        }
+        is
     }
 }

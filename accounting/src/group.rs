@@ -5,6 +5,7 @@ use core::ptr;
 use crate::below::Below;
 use crate::counter::Counter;
 use crate::event::{EventCounters, Events};
+use crate::fatal::fatal;
 use crate::limit::Limit;
 use crate::name::Kept;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -13,7 +14,8 @@ use crate::table::{NONE, Record};
 /// Names a group: an index and a generation, so that a stale one is recognised.
 ///
 /// It is `Copy` and counts nothing: who needs the group to stay takes a handle with
-/// [`Tree::get`](crate::Tree::get) and gives it back with [`Tree::put`](crate::Tree::put).
+/// [`Tree::get`](crate::Tree::get) and gives it back with [`Tree::put`](crate::Tree::put); who needs
+/// no more than that the reference stays its own [holds](crate::Tree::hold) the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GroupRef {
     pub(crate) index: u32,
@@ -115,10 +117,15 @@ pub struct Settings {
 pub(crate) enum State {
     /// The slot is free.
     Free,
-    /// It has handles or children.
+    /// It has handles: users' and its online children's.
     Online,
-    /// Its last handle and child are gone; `offline` has yet to run.
+    /// The last handle is gone, and so is its name; `offline` has yet to run, after that of its children.
     Dying,
+    /// Its context leads to the parent's, and nothing is charged to it. It has yet to leave the list of the
+    /// parent's children, and keeps that in the tree.
+    Ended,
+    /// It is out of the tree. Somebody holds the record.
+    Held,
 }
 
 /// A bound on a number of groups or levels as a word: `u32::MAX` for none, or for more than there can be.
@@ -131,11 +138,14 @@ const STATE: u32 = (1 << NAME_SHIFT) - 1;
 const NAME_SHIFT: u32 = 8;
 const STRIPE_SHIFT: u32 = 16;
 
+/// Handles that a group may have, users' and children's: as `Arc`.
+const MAX_HANDLES: u32 = 1 << 31;
+
 /// For how long after a refusal a group's charges take nothing ahead.
 const EXACT_MS: u32 = 10;
 
 /// A group's record. Links, name, state and the step of `handles` to 0 are guarded by the
-/// topology lock; counter and context by the stripe lock of the tree.
+/// topology lock (the end of a group by the stripe lock too); counter and context by the stripe lock of the tree.
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) counter: Counter,
@@ -150,14 +160,14 @@ pub(crate) struct Group {
     generation: AtomicU32,
     life: AtomicU32,
     handles: AtomicU32,
+    /// What keeps the record from being another group's: see `topology.rs`.
+    holds: AtomicU32,
     context: AtomicU32,
     /// Null until the first child is made.
     below: AtomicPtr<Below>,
     name: AtomicPtr<u8>,
     allowance: AtomicU64,
     reclaimed: AtomicU64,
-    /// The next free record, or the next group that waits for `offline`: it is one of these at most.
-    pub(crate) next_waiting: AtomicU32,
 }
 
 /// A group's place in the tree.
@@ -166,8 +176,9 @@ pub(crate) struct Links {
     pub(crate) parent: AtomicU32,
     pub(crate) next: AtomicU32,
     pub(crate) prev: AtomicU32,
-    /// The next group in the same bucket of the name index.
-    pub(crate) same_bucket: AtomicU32,
+    /// The next in the one chain that the record is in: of its bucket of the name index while it is online,
+    /// then maybe of groups that wait for `offline`, and of free records.
+    pub(crate) chain: AtomicU32,
     /// `u32::MAX`, as many as there can be, for no bound.
     max_descendants: AtomicU32,
     max_depth: AtomicU32,
@@ -187,28 +198,31 @@ impl Record for Group {
                 parent: none(),
                 next: none(),
                 prev: none(),
-                same_bucket: none(),
+                chain: none(),
                 max_descendants: AtomicU32::new(u32::MAX),
                 max_depth: AtomicU32::new(u32::MAX),
             },
             generation: zero(),
             life: AtomicU32::new(State::Free as u32),
             handles: zero(),
+            holds: zero(),
             context: zero(),
             below: AtomicPtr::new(ptr::null_mut()),
             name: AtomicPtr::new(ptr::null_mut()),
             allowance: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
-            next_waiting: none(),
         }
     }
 
     fn next_free(&self) -> &AtomicU32 {
-        &self.next_waiting
+        &self.links.chain
     }
 
     fn is_empty(&self) -> bool {
-        self.state() == State::Free && self.handles() == 0 && self.nr_children() == 0
+        self.state() == State::Free
+            && self.handles() == 0
+            && self.holds() == 0
+            && self.nr_children() == 0
     }
 }
 
@@ -240,15 +254,23 @@ impl Group {
         self.reclaimed.store(0, Ordering::Relaxed);
         self.name.store(kept.bytes, Ordering::Relaxed);
         self.handles.store(1, Ordering::Relaxed);
+        self.holds.store(1, Ordering::Relaxed);
         let life = stripe << STRIPE_SHIFT | u32::from(kept.len) << NAME_SHIFT;
         self.life.store(life | State::Online as u32, Ordering::Relaxed);
     }
 
-    /// Ends the group: the next user of the slot has another generation.
-    pub(crate) fn retire(&self) {
+    /// Ends the use of the record: the next user of the slot has another generation. `false`: there is
+    /// none left, and the slot is not used again, so that a reference from 2^32 groups ago names nobody.
+    pub(crate) fn retire(&self) -> bool {
         self.set_state(State::Free);
-        let next = self.generation().wrapping_add(1);
-        self.generation.store(next, Ordering::Release);
+        let next = self.generation().checked_add(1);
+        self.generation.store(next.unwrap_or(u32::MAX), Ordering::Release);
+        next.is_some_and(|next| next != u32::MAX)
+    }
+
+    /// Whether its generations are used up.
+    pub(crate) fn is_worn_out(&self) -> bool {
+        self.generation() == u32::MAX
     }
 
     pub(crate) fn generation(&self) -> u32 {
@@ -259,8 +281,15 @@ impl Group {
         match self.life.load(Ordering::Relaxed) & STATE {
             0 => State::Free,
             1 => State::Online,
-            _ => State::Dying,
+            2 => State::Dying,
+            3 => State::Ended,
+            _ => State::Held,
         }
+    }
+
+    /// Whether contexts lead here, and there may be children.
+    pub(crate) fn is_in_tree(&self) -> bool {
+        matches!(self.state(), State::Online | State::Dying)
     }
 
     /// Under the topology lock.
@@ -273,10 +302,50 @@ impl Group {
         self.handles.load(Ordering::Relaxed)
     }
 
-    /// One handle more, for a caller that has one or holds the topology lock. Relaxed, as for
-    /// `Arc`: the new handle is made from one that exists.
-    pub(crate) fn get_handle(&self) {
-        self.handles.fetch_add(1, Ordering::Relaxed);
+    /// One handle more, for a caller that has one or a hold; answers whether it is the first. Relaxed, as
+    /// for `Arc`: the new handle is made from one that exists.
+    ///
+    /// As for `Arc`, too, more than there can be ends the process, long before the number comes round: what
+    /// is over the bound when that is noticed is as many as there are threads.
+    pub(crate) fn get_handle(&self) -> bool {
+        let before = self.handles.fetch_add(1, Ordering::Relaxed);
+        if before >= MAX_HANDLES {
+            fatal("memcg: more than 2^31 handles of one group: they were leaked\n");
+        }
+        before == 0
+    }
+
+    /// As if that many handles had been leaked.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn leak_handles(&self, nr: u32) {
+        self.handles.fetch_add(nr, Ordering::Relaxed);
+    }
+
+    /// As if the slot had been used that often.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn wear(&self, generation: u32) {
+        self.generation.store(generation, Ordering::Release);
+    }
+
+    pub(crate) fn holds(&self) -> u32 {
+        self.holds.load(Ordering::Relaxed)
+    }
+
+    /// Keeps the record, for a caller that keeps it already. It can't wrap: see `docs/testing.md`.
+    pub(crate) fn hold(&self) {
+        self.holds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The same for a caller that does not; `false`: nobody does any more.
+    pub(crate) fn try_hold(&self) -> bool {
+        let more = |holds: u32| (holds != 0).then(|| holds + 1);
+        self.holds.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Ends a hold; `true`: it was the last, and the caller releases the record. AcqRel: what was done
+    /// under any hold comes before that.
+    pub(crate) fn let_go(&self) -> bool {
+        self.holds.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
     /// One handle less, unless it is the last. Release: what was done through the handle comes

@@ -86,7 +86,7 @@ impl NameIndex {
         let at = |slot: u32| groups.get(slot).map(|group| (slot, group));
         let first = self.bucket(hash).map_or(NONE, |bucket| bucket.load(Ordering::Relaxed));
         core::iter::successors(at(first), move |(_, group)| {
-            at(group.links.same_bucket.load(Ordering::Relaxed))
+            at(group.links.chain.load(Ordering::Relaxed))
         })
     }
 
@@ -105,7 +105,7 @@ impl NameIndex {
 
     pub(crate) fn add(&self, slot: u32, group: &Group, hash: u64) {
         if let Some(bucket) = self.bucket(hash) {
-            group.links.same_bucket.store(bucket.load(Ordering::Relaxed), Ordering::Relaxed);
+            group.links.chain.store(bucket.load(Ordering::Relaxed), Ordering::Relaxed);
             bucket.store(slot, Ordering::Relaxed);
         }
     }
@@ -115,11 +115,11 @@ impl NameIndex {
         loop {
             let at = link.load(Ordering::Relaxed);
             if at == slot {
-                link.store(group.links.same_bucket.load(Ordering::Relaxed), Ordering::Relaxed);
+                link.store(group.links.chain.load(Ordering::Relaxed), Ordering::Relaxed);
                 return;
             }
             let Some(next) = groups.get(at) else { return };
-            link = &next.links.same_bucket;
+            link = &next.links.chain;
         }
     }
 
@@ -150,10 +150,10 @@ impl NameIndex {
         let Some(old) = self.buckets.get(new & !(1 << highest)) else { return };
         let mut slot = old.0.swap(NONE, Ordering::Relaxed);
         while let Some(group) = groups.get(slot) {
-            let next = group.links.same_bucket.load(Ordering::Relaxed);
+            let next = group.links.chain.load(Ordering::Relaxed);
             let moves = place(hash_of(key, group), new + 1) == new;
             let bucket = if moves { &target.0 } else { &old.0 };
-            group.links.same_bucket.store(bucket.load(Ordering::Relaxed), Ordering::Relaxed);
+            group.links.chain.store(bucket.load(Ordering::Relaxed), Ordering::Relaxed);
             bucket.store(slot, Ordering::Relaxed);
             slot = next;
         }

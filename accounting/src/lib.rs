@@ -30,6 +30,7 @@ mod counter;
 #[cfg(all(memcg_counting, not(loom)))]
 mod counting;
 mod event;
+mod fatal;
 mod finding;
 mod gate;
 mod group;

@@ -31,7 +31,7 @@ impl Tree {
         if !self.counts(group.index) {
             return Payer::NOBODY;
         }
-        let Some(record) = self.group(group) else { return Payer::NOBODY };
+        let Some(record) = self.record(group) else { return Payer::NOBODY };
         let tag = Tag::from_bits(record.context());
         let generation = self.context(tag).map_or(0, Context::generation);
         Payer { tag, generation }

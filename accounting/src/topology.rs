@@ -3,12 +3,31 @@
 //! Everything here happens under the topology lock, which charging never takes, but for walks over
 //! depth: those are made before it, so that a deep tree is nobody else's affair.
 //!
+//! ```text
+//!   Online ──(last handle)──► Dying ──(end, children first)──► Ended ──(offline)──► Held ──(last hold)──► Free
+//!   found by name             its name is free                 nothing is its       out of the tree       used again
+//! ```
+//!
+//! Two numbers keep a group. *Handles* keep it online: its users', and one for each online child. *Holds*
+//! keep its record from becoming another group's: one for as long as it is in the tree, or has handles; one
+//! for each child's record; and those of the library, which holds the group of a shrinker's call and nothing
+//! else. So what the library does never keeps a name, a group or what is charged to it; and whoever has a
+//! reference under a hold has it of that group and no other, whatever becomes of the group.
+//!
+//! A handle that is made of a hold after the last one went (a clone of a call's group) is one to a group that
+//! is gone: it keeps the record, by a hold of its own, and brings nothing back.
+//!
 //! # Invariants
 //!
-//! - A group is online while it has a handle or an online child; so an online group's ancestors
-//!   are online.
-//! - The step of `handles` to 0 happens under the lock, and with no child left it makes the
-//!   group dying in the same step: nobody finds it by name or walk after that.
+//! - A group is online while it has a handle; so an online group's ancestors are online.
+//! - The step of `handles` to 0 happens under the lock, and makes an online group dying in the same
+//!   step: nobody finds it by name or walk after that. So may its ancestors be then, each by the handle
+//!   that the one below had.
+//! - A group with a child that has not left it is in the tree: offline goes from the leaves up.
+//! - Who makes the first of some handles adds a hold, and who gives back the last of them takes it
+//!   away; a [`Dying`] has the one of the handles that kept the group online.
+//! - A record whose holds are 0 is out of the tree, and nobody can hold it any more. Its parent's record is
+//!   there at least as long.
 //! - A name is in the index, and a group in the list of its parent's children, exactly while the
 //!   group is online; the name is readable while its group is not free.
 //! - `nr_descendants` of a group is the number of records below it, but for groups that are just
@@ -25,7 +44,7 @@ use crate::group::{Group, GroupRef, Settings, State};
 use crate::index::NameIndex;
 use crate::limit::Limit;
 use crate::name::{self, Kept, NameArena, NameError};
-use crate::sync::{Ordering, lock};
+use crate::sync::{Guard, Ordering, lock};
 use crate::table::NONE;
 use crate::tree::Root;
 #[cfg(all(loom, test))]
@@ -87,7 +106,8 @@ pub(crate) struct Topology {
     pub(crate) index: NameIndex,
     next_stripe: [u32; 2],
     dying: u32,
-    nr_dying: u32,
+    /// Groups that are no longer online and whose record is not free.
+    pub(crate) nr_dying: u32,
     nr_groups: u32,
 }
 
@@ -219,6 +239,11 @@ impl Tree {
             let up = self.counts(parent.index).then_some(above);
             group.bring_online(parent.index, up, tag, stripe, kept);
             group.set_max_depth(max_depth);
+            if !parent.is_root() {
+                // It is online, so neither is its first.
+                above.get_handle();
+                above.hold();
+            }
             group.counter.set_max(settings.max);
             group.counter.set_high(settings.high);
             group.counter.set_low(settings.low);
@@ -380,12 +405,17 @@ impl Tree {
 
     // ---- handles ------------------------------------------------------------------------
 
-    /// Another handle to `group`, of which the caller has one. The root needs none.
+    /// Another handle to `group`, of which the caller has one, or a [hold](Tree::hold). The root needs none.
+    ///
+    /// The process ends where there are 2^31 of one group.
     pub fn get(&self, group: GroupRef) {
-        if let Some(record) = self.group(group)
+        if let Some(record) = self.record(group)
             && !group.is_root()
+            && record.get_handle()
+            && step!(self, FirstHandle)
         {
-            record.get_handle();
+            // The group is gone, or just going; the caller's hold keeps the record until here.
+            record.hold();
         }
     }
 
@@ -404,81 +434,153 @@ impl Tree {
         Some(group)
     }
 
-    /// Gives a handle back. With the last one, and no child left, the group is dying, and the
-    /// caller sees to it.
+    /// Gives a handle back. With the last one the group is dying, and so may groups above be that it
+    /// kept; the caller sees to it, unless a child has yet to go.
     #[must_use = "a dying group must be taken offline"]
     pub fn put(&self, group: GroupRef) -> Option<Dying> {
         if group.is_root() {
             return None;
         }
-        let record = self.group(group)?;
+        let record = self.record(group)?;
         if record.put_handle_unless_last() {
             return None;
         }
-        let mut topology = lock(&self.topology);
-        record.put_handle();
-        self.die_if_unused(&mut topology, group.index)
-    }
-
-    fn die_if_unused(&self, topology: &mut Topology, slot: u32) -> Option<Dying> {
-        let group = self.groups.get(slot).filter(|_| slot != 0)?;
-        let unused =
-            group.state() == State::Online && group.handles() == 0 && group.nr_children() == 0;
-        if !unused {
+        let topology = lock(&self.topology);
+        // A handle may have been made in between, of another one or of a hold.
+        if record.put_handle() != 0 && step!(self, LastAgain) {
             return None;
         }
-        topology.index.remove(&self.groups, &self.key, slot, group);
-        if let Some(below) = self.groups.get(group.parent()).and_then(Group::below) {
-            self.unlink(group, below);
+        if record.state() == State::Online {
+            return self.die(topology, group.index);
         }
-        group.set_state(State::Dying);
-        topology.nr_dying += 1;
-        Some(Dying(Tree::ref_to(slot, group)))
+        drop(topology);
+        self.let_go(group);
+        None
     }
 
-    /// Ends a dying group: its context forwards to the parent's, its record is released. The
-    /// cost depends on nothing that is charged. Lists of the group have moved before this.
+    /// The last handle of the online group in `slot` is gone: its name is free, and its parent has a handle
+    /// less, which may be its last. Level by level, for the lock is others' too.
+    ///
+    /// Answers the group, if no child keeps its offline from running.
+    fn die<'a>(&'a self, mut topology: Guard<'a, Topology>, mut slot: u32) -> Option<Dying> {
+        // Looked at in the same step: of a last child that goes from here on the offline answers it.
+        let next = self.groups.get(slot).filter(|group| group.nr_children() == 0);
+        let next = next.map(|group| Dying(Tree::ref_to(slot, group)));
+        while let Some(group) = self.groups.get(slot) {
+            topology.index.remove(&self.groups, &self.key, slot, group);
+            slot = group.parent();
+            let above = self.groups.get(slot)?;
+            if let Some(below) = above.below() {
+                self.unlink(group, below);
+            }
+            group.set_state(State::Dying);
+            topology.nr_dying += 1;
+            if slot == 0 || above.put_handle_unless_last() {
+                break;
+            }
+            drop(topology);
+            topology = lock(&self.topology);
+            if above.put_handle() != 0 {
+                break;
+            }
+        }
+        next
+    }
+
+    /// Holds the record of `group`, if it is online: until [`let_go`](Tree::let_go) the reference is not
+    /// stale, and [`get`](Tree::get) may be called. The group itself is not kept.
+    pub fn hold(&self, group: GroupRef) -> bool {
+        let _topology = lock(&self.topology);
+        let online = self.group(group).filter(|record| record.state() == State::Online);
+        if let Some(record) = online.filter(|_| !group.is_root()) {
+            record.hold();
+        }
+        online.is_some()
+    }
+
+    /// The same of a group that may have ended, if the reference is not stale.
+    pub(crate) fn hold_known(&self, group: GroupRef) -> bool {
+        let _topology = lock(&self.topology);
+        self.record(group).is_some_and(|record| group.is_root() || record.try_hold())
+    }
+
+    /// Ends a hold. Takes a lock only where it was the last that kept the record; it is free then, and so may
+    /// records above be that it alone held.
+    pub fn let_go(&self, group: GroupRef) {
+        let Some(mut record) = self.record(group).filter(|_| !group.is_root()) else { return };
+        let mut slot = group.index;
+        while record.let_go() {
+            debug_assert_eq!(record.state(), State::Held, "what is in the tree is held");
+            let parent = record.parent();
+            self.unpin(Tag::from_bits(record.context()));
+            {
+                let mut topology = lock(&self.topology);
+                // SAFETY: the name was kept when the group was made, and nobody reads it once the group
+                // is free, which it becomes under this same lock.
+                unsafe { topology.names.give_back(record.kept_name()) };
+                topology.nr_dying -= 1;
+                if record.retire() {
+                    self.groups.put(slot);
+                }
+            }
+            match self.groups.get(parent) {
+                Some(above) if parent != 0 => (record, slot) = (above, parent),
+                _ => return,
+            }
+        }
+    }
+
+    /// Ends a dying group: its context forwards to the parent's. The parent stays in the tree until
+    /// [`offline`](Tree::offline). The cost depends on nothing that is charged. Lists of the group have moved
+    /// before this.
+    pub fn end(&self, dying: &Dying) {
+        // Nobody else ends it, and until it has left it keeps its ancestors.
+        let Some(group) = self.group(dying.0) else { return };
+        let parent = group.parent();
+        let Some(above) = self.groups.get(parent) else { return };
+        debug_assert_eq!(group.nr_children(), 0, "children go first");
+        let usage = {
+            let _topology = lock(&self.topology);
+            let _guard = self.lock_stripe(group.stripe());
+            let usage = self.forward_locked(group, above);
+            // Events are counted under the stripe lock by whoever still has the reference.
+            group.set_state(State::Ended);
+            self.note_end(group);
+            usage
+        };
+        self.note_inherited(Tree::ref_to(parent, above), usage);
+    }
+
+    /// Takes a dying group out of the tree, which [ends](Tree::end) it if it has not. Its record is
+    /// released once nobody holds it.
     ///
     /// Answers the parent, if this was the last that kept it.
     #[must_use = "a dying group must be taken offline"]
     pub fn offline(&self, dying: Dying) -> Option<Dying> {
-        let slot = dying.0.index;
-        // Nobody else ends it, and until then it keeps its ancestors.
-        let group = self.group(dying.0)?;
+        self.end(&dying);
+        let group = self.record(dying.0)?;
         let parent = group.parent();
         let above = self.groups.get(parent)?;
-        let below = above.below()?;
-        let heir = Tree::ref_to(parent, above);
         let _walk = self.walks.begin();
         self.leave(parent, None);
         let mut topology = lock(&self.topology);
-        let usage = self.forward(group, above);
-        below.nr_children.fetch_sub(1, Ordering::Relaxed);
-        // SAFETY: the name was kept when the group was made, and nobody reads it once the group
-        // is free, which it becomes under this same lock.
-        unsafe { topology.names.give_back(group.kept_name()) };
+        above.below()?.nr_children.fetch_sub(1, Ordering::Relaxed);
         topology.nr_groups -= 1;
-        topology.nr_dying -= 1;
-        {
-            // Events are counted under the stripe lock by whoever still has the reference.
-            let _guard = self.lock_stripe(group.stripe());
-            group.retire();
-            self.note_end(group);
-        }
+        group.set_state(State::Held);
         if let Some(below) = group.below() {
             group.set_below(None);
             self.belows.put(below.index());
         }
-        self.groups.put(slot);
-        let next = self.die_if_unused(&mut topology, parent);
+        let is_next = above.state() == State::Dying && above.nr_children() == 0;
+        let next = is_next.then(|| Dying(Tree::ref_to(parent, above)));
         drop(topology);
-        self.note_inherited(heir, usage);
+        self.let_go(dying.0);
         next
     }
 
-    /// Makes the group's context lead to the parent's; answers what is charged to it.
-    fn forward(&self, group: &Group, above: &Group) -> u64 {
-        let _guard = self.lock_stripe(group.stripe());
+    /// Makes the group's context lead to the parent's; answers what is charged to it. Called with the
+    /// stripe locked.
+    fn forward_locked(&self, group: &Group, above: &Group) -> u64 {
         self.end_protection(group);
         let tag = Tag::from_bits(group.context());
         let target = Tag::from_bits(above.context());
@@ -492,7 +594,7 @@ impl Tree {
         // INVARIANT: the target is pinned before anything leads to it.
         self.pin_target(target);
         context.forward_to(target);
-        self.unpin_locked(tag);
+        // The pin of the record goes with that: who enters a group that is gone pays as its heir.
         usage
     }
 
@@ -513,7 +615,7 @@ impl Tree {
     pub fn defer(&self, dying: Dying) {
         let mut topology = lock(&self.topology);
         if let Some(group) = self.group(dying.0) {
-            group.next_waiting.store(topology.dying, Ordering::Relaxed);
+            group.links.chain.store(topology.dying, Ordering::Relaxed);
             topology.dying = dying.0.index;
             self.deferred.store(true, Ordering::Relaxed);
         }
@@ -535,7 +637,7 @@ impl Tree {
         let mut topology = lock(&self.topology);
         let slot = topology.dying;
         let group = self.groups.get(slot)?;
-        topology.dying = group.next_waiting.swap(NONE, Ordering::Relaxed);
+        topology.dying = group.links.chain.swap(NONE, Ordering::Relaxed);
         self.deferred.store(topology.dying != NONE, Ordering::Relaxed);
         Some(Dying(Tree::ref_to(slot, group)))
     }
@@ -547,7 +649,7 @@ impl Tree {
         self.group(group).map_or(0, Group::nr_descendants)
     }
 
-    /// Groups of the whole tree whose offline is put aside or under way.
+    /// Groups of the whole tree whose offline is put aside or under way, or whose record is held.
     pub fn nr_dying(&self) -> u32 {
         lock(&self.topology).nr_dying
     }

@@ -96,6 +96,10 @@ pub(crate) enum Weakened {
     OneLock,
     /// The look at the generation of a payer whose tag a stock has an entry of.
     WholePayer,
+    /// The hold of the first handle that is made of a hold.
+    FirstHandle,
+    /// The second look, under the lock, whether it is the last handle.
+    LastAgain,
     /// Asking again who pays, where the one who did went in between.
     AskAgain,
 }
@@ -289,7 +293,7 @@ impl Tree {
         let record = self.group(group)?;
         let guard = self.lock_stripe(record.stripe());
         // A group ends under its stripe lock, so one that is still there now had this stripe.
-        (record.generation() == group.generation).then_some((guard, record))
+        self.group(group).map(|record| (guard, record))
     }
 
     /// The slot of the group that pays for `context` now; `None`: nobody. Compresses the way.
@@ -358,8 +362,9 @@ impl Tree {
             if let Some(group) = group.and_then(|slot| self.groups.get(slot)) {
                 group.sub_inherited_context();
             }
-            context.retire();
-            self.contexts.put(tag.to_bits());
+            if context.retire() {
+                self.contexts.put(tag.to_bits());
+            }
             let Some(next) = self.context(target) else { return };
             next.sub_pin();
             tag = target;
@@ -383,8 +388,13 @@ impl Tree {
         GroupRef { index: slot, generation: group.generation() }
     }
 
-    /// The record of `group`, if the reference is not stale.
+    /// The record of `group`, if the group is in the tree.
     pub(crate) fn group(&self, group: GroupRef) -> Option<&Group> {
+        self.record(group).filter(|record| record.is_in_tree())
+    }
+
+    /// The record of `group`, if the reference is not stale: the group may have ended.
+    pub(crate) fn record(&self, group: GroupRef) -> Option<&Group> {
         self.groups.get(group.index).filter(|record| record.generation() == group.generation)
     }
 

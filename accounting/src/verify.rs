@@ -25,15 +25,20 @@ impl Tree {
         self.check_usage();
         self.check_trees();
         self.check_shape(&topology);
+        self.check_kept(&topology);
         self.check_pins();
         self.check_free();
     }
 
-    /// The live groups and their slots.
-    fn live_groups(&self) -> impl Iterator<Item = (u32, &Group)> {
+    fn used_groups(&self) -> impl Iterator<Item = (u32, &Group)> {
         (0..self.groups.len())
             .filter_map(|slot| self.groups.get(slot).map(|group| (slot, group)))
             .filter(|(_, group)| group.state() != State::Free)
+    }
+
+    /// The groups that are in the tree, and their slots.
+    fn live_groups(&self) -> impl Iterator<Item = (u32, &Group)> {
+        self.used_groups().filter(|(_, group)| group.is_in_tree())
     }
 
     /// Usage is the sum of the bytes of the contexts that the subtree pays for, and
@@ -114,25 +119,24 @@ impl Tree {
         let children = Scratch::new(self, words);
         let online_children = Scratch::new(self, words);
         let descendants = Scratch::new(self, words);
-        for (slot, group) in self.live_groups().filter(|(slot, _)| *slot != 0) {
+        let has_left = |group: &Group| group.state() == State::Held;
+        for (slot, group) in self.used_groups().filter(|(slot, g)| *slot != 0 && !has_left(g)) {
             let parent = group.parent();
             let above = self.groups.get(parent).expect("a group has a parent");
-            assert_eq!(above.state(), State::Online, "a child keeps the parent of group {slot}");
+            assert!(above.is_in_tree(), "a child keeps the parent of group {slot}");
             children.add(parent, 1);
             for (level, _) in self.ancestors(parent) {
                 descendants.add(level, 1);
             }
-            let nr_children = group.nr_children();
-            let kept = group.handles() > 0 || nr_children > 0;
             let online = group.state() == State::Online;
-            assert_eq!(online, kept, "group {slot} is online while it is kept");
             online_children.add(parent, u64::from(online));
             let name = crate::topology::bytes_of(group);
             let hash = self.key.hash(parent, name);
             let found = topology.index.find(&self.groups, parent, name, hash);
             assert_eq!(found == Some(slot), online, "group {slot} is found while it is online");
             let context = self.contexts.get(group.context()).expect("a group has a context");
-            assert_eq!(context.link(), Link::Group(slot), "group {slot} and its context agree");
+            let leads_here = context.link() == Link::Group(slot);
+            assert_eq!(leads_here, group.is_in_tree(), "group {slot} and its context agree");
         }
         for (slot, group) in self.live_groups() {
             let linked = self.linked_children(slot, group);
@@ -144,6 +148,31 @@ impl Tree {
             let is_right = nr == descendants.get(slot) || !self.walks.none_since(moment);
             assert!(is_right, "group {slot} counts {nr} descendants of {}", descendants.get(slot));
         }
+    }
+
+    /// A group is online exactly while it has handles, its online children's among them; what keeps its
+    /// record is counted.
+    fn check_kept(&self, topology: &Topology) {
+        let words = self.groups.len() as usize;
+        let (handles, holds) = (Scratch::new(self, words), Scratch::new(self, words));
+        let mut nr_dying = 0;
+        for (slot, group) in self.used_groups().filter(|(slot, _)| *slot != 0) {
+            let online = group.state() == State::Online;
+            handles.add(group.parent(), u64::from(online));
+            holds.add(group.parent(), 1);
+            // Of its own: in the tree, or by handles that were made of holds.
+            holds.add(slot, u64::from(group.state() != State::Held));
+            nr_dying += u32::from(!online);
+        }
+        for (slot, group) in self.used_groups().filter(|(slot, _)| *slot != 0) {
+            let online = group.state() == State::Online;
+            assert!(!online || group.handles() > 0, "group {slot} is online, so it has a handle");
+            let known = handles.get(slot);
+            assert!(u64::from(group.handles()) >= known, "online children of {slot} have handles");
+            let (held, known) = (u64::from(group.holds()), holds.get(slot));
+            assert!(held >= known, "group {slot} has {held} holds, {known} are known");
+        }
+        assert_eq!(topology.nr_dying, nr_dying, "groups whose record is kept, and no more");
     }
 
     /// The length of the list of children, each of which leads back to the one before.
@@ -161,7 +190,7 @@ impl Tree {
         nr
     }
 
-    /// A context is pinned by each one that forwards to it, and by being online.
+    /// A context is pinned by each one that forwards to it, and by its group's record.
     fn check_pins(&self) {
         let scratch = Scratch::new(self, self.contexts.len() as usize);
         for tag in 1..self.contexts.len() {
@@ -188,7 +217,8 @@ impl Tree {
         let groups = self.times_free(&self.groups);
         for slot in 0..self.groups.len() {
             let Some(group) = self.groups.get(slot) else { continue };
-            let expected = u64::from(slot != 0 && group.state() == State::Free);
+            let is_free = group.state() == State::Free && !group.is_worn_out();
+            let expected = u64::from(slot != 0 && is_free);
             assert_eq!(groups.get(slot), expected, "times that group {slot} is on the free list");
         }
         let belows = self.times_free(&self.belows);
@@ -206,7 +236,7 @@ impl Tree {
         let contexts = self.times_free(&self.contexts);
         for tag in 0..self.contexts.len() {
             let Some(context) = self.contexts.get(tag) else { continue };
-            let expected = u64::from(tag != 0 && context.is_idle());
+            let expected = u64::from(tag != 0 && context.is_idle() && !context.is_worn_out());
             assert_eq!(contexts.get(tag), expected, "times that context {tag} is on the free list");
         }
     }

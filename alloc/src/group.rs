@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::iter;
 use std::time::Duration;
 
 use memcg_accounting::{Events, GroupRef, Limit, OnLimit, Payer, Root, Tag};
@@ -17,7 +18,18 @@ use crate::{drain, fork, maps};
 /// A group: a tenant whose memory is counted, limited and reclaimed.
 ///
 /// A value is a handle. Cloning makes another one; when the last handle and the last online
-/// child are gone the group goes offline: its objects, lists and charges are its parent's.
+/// child are gone the group goes offline: its objects, lists and charges are its parent's, and its
+/// name is free. What the library does meanwhile keeps neither: a group that is made
+/// again by its name is made, also while a shrinker is at the old one.
+///
+/// Only such a call can still refer to a group that is gone
+/// ([`ShrinkControl::group`](crate::ShrinkControl::group)). It, and each clone that it makes from then on, has
+/// the name and the path of the group, equals other handles of it, and reads as one that nothing was ever
+/// charged to and that has no limits. Setting something changes nothing, `create` says that it is
+/// [gone](Error::is_gone), and who enters it pays as the nearest ancestor that is not. Nothing brings it back.
+///
+/// More than 2^31 handles of one group, which only leaking makes, end the process, as with
+/// [`Arc`](std::sync::Arc).
 ///
 /// A cgroup is removed by name, which may fail, and stays dying while its memory lives; a group goes
 /// at once with whoever holds it. The whole comparison is in `docs/cgroup-v2.md`.
@@ -120,25 +132,23 @@ impl Group {
     /// The group's own name; the root's is empty.
     #[must_use]
     pub fn name(&self) -> String {
-        TREE.name(self.group).as_str().to_owned()
+        name_of(self.group)
     }
 
     /// The names from the root down, each after a `/`.
     #[must_use]
     pub fn path(&self) -> String {
-        let mut names = Vec::new();
-        let mut at = Some(self.clone());
-        while let Some(group) = at.filter(|group| !group.group.is_root()) {
-            names.push(group.name());
-            at = group.parent();
-        }
+        // No handles: those above are there for as long as this one is.
+        let levels = iter::successors(Some(self.group), |&level| TREE.parent_ref(level));
+        let names: Vec<_> = levels.take_while(|level| !level.is_root()).map(name_of).collect();
         if names.is_empty() {
             return "/".to_owned();
         }
         names.iter().rev().fold(String::new(), |path, name| path + "/" + name)
     }
 
-    /// The parent; `None` for the root.
+    /// The parent; `None` for the root. Of a group that is gone (see [`Group`]): whose its objects are, the
+    /// nearest ancestor that is not.
     #[must_use]
     pub fn parent(&self) -> Option<Group> {
         TREE.parent(self.group).map(Group::from_handle)
@@ -594,6 +604,10 @@ impl fmt::Debug for Group {
             .field("usage", &self.usage())
             .finish()
     }
+}
+
+fn name_of(group: GroupRef) -> String {
+    TREE.name(group).as_str().to_owned()
 }
 
 /// Keeps a group current on the thread that made it; see [`Group::enter`]. Neither `Send` nor `Sync`;

@@ -21,7 +21,7 @@ impl fmt::Display for Path {
         if self.0.is_root() {
             return f.write_str("/");
         }
-        if !TREE.exists(self.0) {
+        if !TREE.is_known(self.0) {
             return f.write_str("a group that is gone");
         }
         let mut groups = [GroupRef::ROOT; DEEPEST];

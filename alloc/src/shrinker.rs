@@ -1,8 +1,8 @@
 //! Shrinkers as users write them: a trait, over the raw functions of the layer below.
 //!
 //! What stands between the two: a panic is caught here, for nothing may unwind out of an
-//! allocation; and the group of a call is shown as a [`Group`], backed by the handle that the
-//! engine holds for the length of the call.
+//! allocation; and the group of a call is shown as a [`Group`], backed by the record that the
+//! engine holds for the length of the call. That keeps no group: see [`ShrinkControl::group`].
 
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -62,8 +62,11 @@ impl fmt::Debug for ShrinkControl<'_> {
 }
 
 impl ShrinkControl<'_> {
-    /// Whose objects are meant. Online for the length of the call; a clone is a handle like any
-    /// other. The root, for a shrinker that is not group-aware.
+    /// Whose objects are meant. The root, for a shrinker that is not group-aware.
+    ///
+    /// The call does not keep the group. It may go offline meanwhile, if its users drop it: then its
+    /// objects are its parent's, its name may be another's, and this is what is left of it, as
+    /// [`Group`] says. Until then a clone is a handle like any other, which keeps the group.
     #[must_use]
     pub fn group(&self) -> &Group {
         self.group
@@ -419,7 +422,7 @@ struct Registered {
 /// # Safety
 ///
 /// - `data` is what `register_at` made, and was not dropped.
-/// - The control's group has a handle for the length of the call.
+/// - The control's group is held for the length of the call.
 unsafe fn guarded<R>(
     data: *const (),
     raw: &mut Control,
@@ -427,7 +430,7 @@ unsafe fn guarded<R>(
 ) -> Option<R> {
     // SAFETY: `data` is a boxed `Registered` that lives, by contract.
     let registered = unsafe { &*data.cast::<Registered>() };
-    // The handle is the engine's: this value borrows it, and gives nothing back.
+    // What is held is the engine's: this value borrows it, and gives nothing back.
     let group = ManuallyDrop::new(Group::from_handle(raw.group));
     let mut control = ShrinkControl { group: &group, raw: *raw };
     // What a panic left behind in the shrinker is not looked at again: it is never called.

@@ -173,9 +173,9 @@ impl Engine {
     /// place, for nobody's allocation is under way here.
     pub(crate) fn serve_background(&self, me: &Reclaimer) -> bool {
         let Some((group, room)) = self.queue.pop(&self.groups) else { return false };
-        if self.tree.try_get(group) {
+        // It may go meanwhile: then there is nothing to be got there.
+        if self.tree.is_online(group) {
             self.serve_group(me, group, room);
-            self.put(group);
         }
         true
     }
@@ -218,16 +218,15 @@ impl Engine {
             // A gentle turn that got something is not repeated: it would leave less each time.
             let more = missing(left.needed).max(excess(group)) != 0
                 || missing(left.spare) != 0 && (turn.freed == 0 || turn.end == End::Short);
-            if goes_on && more {
+            if goes_on && more && self.tree.is_online(group) {
                 self.enqueue_room(group, left);
             }
         }
         // A charge names the lowest group that is over; the ones above are looked at here.
-        if let Some(parent) = self.tree.parent(group) {
-            if excess(parent) != 0 {
-                self.kick_high(parent);
-            }
-            self.put(parent);
+        if let Some(parent) = self.tree.online_parent(group)
+            && excess(parent) != 0
+        {
+            self.kick_high(parent);
         }
     }
 

@@ -246,12 +246,19 @@ impl Engine {
         name: &str,
         settings: Settings,
     ) -> Result<GroupRef, CreateError> {
-        let host = self.host();
-        // A fork in the middle would leave the child ancestors that expect one group more.
-        host.take_in_hand();
-        let made = self.tree.create(parent, name, settings);
-        host.put_down();
+        // A call of a shrinker has no handle to its group, whose ancestors are to stay meanwhile.
+        if !self.tree.try_get(parent) {
+            return Err(CreateError::Gone);
+        }
+        let mut made = self.create_below(parent, name, settings);
+        if matches!(made, Err(CreateError::Descendants(_))) && !self.caller().reclaiming {
+            // Groups whose end was put off count, too.
+            self.end_deferred();
+            made = self.create_below(parent, name, settings);
+        }
+        self.put(parent);
         let group = made?;
+        self.groups.begin(group, &self.deferred_work);
         // The tree's lock orders this look after every registration whose `link_all` did not find
         // the group.
         if !Marks::fresh(self.registry.in_use()).is_empty() {
@@ -260,13 +267,29 @@ impl Engine {
         Ok(group)
     }
 
+    fn create_below(
+        &self,
+        parent: GroupRef,
+        name: &str,
+        settings: Settings,
+    ) -> Result<GroupRef, CreateError> {
+        let host = self.host();
+        // A fork in the middle would leave the child ancestors that expect one group more.
+        host.take_in_hand();
+        let made = self.tree.create(parent, name, settings);
+        host.put_down();
+        made
+    }
+
     /// Has walks find every group there is.
     fn link_all(&self) {
-        let mut at = self.tree.next_in_subtree(GroupRef::ROOT, None);
-        while let Some(group) = at {
-            self.groups.linked(self.tree, &self.marked, group);
-            at = self.tree.next_in_subtree(GroupRef::ROOT, Some(group));
-            self.put(group);
+        for slot in 0..self.tree.nr_slots() {
+            if let Some(group) = self.tree.online_in(slot)
+                && self.tree.hold(group)
+            {
+                self.groups.linked(self.tree, &self.marked, group);
+                self.tree.let_go(group);
+            }
         }
     }
 
@@ -291,9 +314,10 @@ impl Engine {
 
     // ---- settings and facts -------------------------------------------------------------
 
-    /// Sets how long an allocation of `group` waits for reclaim. `false`: no memory to note it.
+    /// Sets how long an allocation of `group` waits for reclaim. `false`: no memory to note it, or the
+    /// group is gone.
     pub fn set_deadline(&self, group: GroupRef, deadline: Deadline) -> bool {
-        self.groups.set_deadline(self.tree, group, deadline)
+        self.tree.is_online(group) && self.groups.set_deadline(self.tree, group, deadline)
     }
 
     /// How long an allocation of `group` waits for reclaim.
@@ -397,7 +421,7 @@ impl Engine {
             if let Some(request) = reclaimer.open_request() {
                 self.tree.close_request(request);
             }
-            self.put_deferred(reclaimer.visited());
+            self.tree.let_go(reclaimer.visited());
             self.reclaimers.put(index);
         }
         if !self.caller().reclaiming {

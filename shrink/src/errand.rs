@@ -192,12 +192,11 @@ impl Engine {
         if errand.end.is_some() {
             return;
         }
-        if !self.tree.try_get(errand.group) {
+        if !self.tree.is_online(errand.group) {
             errand.end = Some(ErrandEnd::Gone);
             return;
         }
         self.reclaim_slice(me, errand);
-        self.put(errand.group);
     }
 
     /// Garbage first, then gentle passes, garbage again, and then whatever there is: as

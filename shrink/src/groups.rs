@@ -1,7 +1,8 @@
 //! What this layer knows of each group: marks, how long to wait, when it was last drained.
 //!
 //! One record per slot of the tree's table of groups, made when something is first noted. The
-//! next user of a slot finds a fresh record: offline leaves it so.
+//! next user of a slot finds a fresh record: offline leaves it so, and whoever held the slot's last user
+//! beyond that has let go of it before the next one is made.
 
 use memcg_accounting::table::{NONE, Record, Table};
 use memcg_accounting::{GroupRef, Tree};
@@ -284,7 +285,7 @@ impl Groups {
         }
     }
 
-    /// Takes the marks of a dying group, and adds its counts and what is owed in it to its
+    /// Takes the marks of a group that goes or is gone, and adds its counts and what is owed in it to its
     /// parent's.
     pub(crate) fn retire(
         &self,
@@ -303,6 +304,15 @@ impl Groups {
         }
         deferred.move_up(&record.owed, above.map(|above| &above.owed));
         record.marks.take(in_use)
+    }
+
+    /// `group` was made: forgets what was noted of the last user of its slot after that had ended.
+    pub(crate) fn begin(&self, group: GroupRef, deferred: &Deferred) {
+        if let Some(record) = self.find(group) {
+            record.scanned.store(0, Ordering::Relaxed);
+            record.reclaimed.store(0, Ordering::Relaxed);
+            deferred.move_up(&record.owed, None);
+        }
     }
 
     /// Marks each of `bits` in `group`.

@@ -3,9 +3,11 @@
 //! 1. Its lists move to the parent, and the parent is marked for each that had objects. A late
 //!    adder finds the group gone and adds to the parent's.
 //! 2. Its marks are taken and set in the parent; walks do not find it any more.
-//! 3. The tree forwards the context, folds the counters, and releases the record.
+//! 3. The tree forwards the context.
 //! 4. The marks are set in the parent once more: whoever asked the parent between 2 and 3 did
 //!    not find the objects there yet, and may have taken the marks away.
+//! 5. The group leaves the tree, and its record is released when nobody holds it. The parent stays in the tree
+//!    until here; it may be dying, and is next then.
 //!
 //! Nothing is walked but the lists that the group has: the cost does not depend on objects.
 //!
@@ -29,14 +31,6 @@ impl Engine {
             } else {
                 self.offline(dying);
             }
-        }
-    }
-
-    /// Gives a handle back; if it was what kept the group, the group ends at the next safe point.
-    /// For callers inside an allocation or under a lock.
-    pub fn put_deferred(&self, group: GroupRef) {
-        if let Some(dying) = self.tree.put(group) {
-            self.defer(dying);
         }
     }
 
@@ -93,8 +87,9 @@ impl Engine {
     /// Ends one group; answers the parent, if that is next.
     fn offline_one(&self, dying: Dying) -> Option<Dying> {
         let group = dying.group();
-        let Some(parent) = self.tree.parent(group) else {
-            debug_assert!(false, "a dying group keeps its parent online");
+        // The parent is in the tree until its children are not. It may be dying itself.
+        let Some(parent) = self.tree.parent_ref(group) else {
+            debug_assert!(false, "the root does not end");
             return None;
         };
         self.lists().reparent(group, parent, |cookie, heir| {
@@ -105,10 +100,22 @@ impl Engine {
         self.groups.unlinked(&self.marked, group);
         self.add_marks(parent, marks);
         self.retire_stalls(group);
-        let above = self.tree.offline(dying);
-        debug_assert!(above.is_none(), "the parent's handle is held");
+        self.tree.end(&dying);
+        // The parent has yet to end, and to hand its marks up, if it goes too.
         self.add_marks(parent, marks);
-        self.tree.put(parent).or(above)
+        self.tree.offline(dying)
+    }
+
+    /// What a visit noted of a group that ended meanwhile, whose record it holds, is whose the objects are.
+    pub(crate) fn hand_up(&self, group: GroupRef) {
+        let mut above = core::iter::successors(self.tree.parent_ref(group), |&level| {
+            self.tree.parent_ref(level)
+        });
+        if let Some(heir) = above.find(|&level| self.tree.exists(level)) {
+            let in_use = self.registry.in_use();
+            let marks = self.groups.retire(self.tree, group, heir, in_use, &self.deferred_work);
+            self.add_marks(heir, marks);
+        }
     }
 
     fn add_marks(&self, group: GroupRef, marks: Bits) {

@@ -6,8 +6,9 @@
 //!
 //! # Invariants
 //!
-//! - A visited group is held by a handle for the length of the visit, and no lock is held while
-//!   a shrinker runs.
+//! - A visited group's record is [held](memcg_accounting::Tree::hold) for the length of the visit: what a
+//!   call has a reference to stays that group, and the group may go all the same. No lock is held while a
+//!   shrinker runs.
 //! - A group under its effective `min` is not asked; one under its `low` in a run that breaks it
 //!   only, which counts the event `low` there. A scan ends where protection begins, to a batch.
 //! - What a shrinker says is believed only where it makes less work: progress is what was
@@ -239,15 +240,12 @@ impl Engine {
         while let Some(group) =
             self.marked.draw(&self.groups, self.tree, walker, bits, &mut run.seen)
         {
-            if !self.tree.try_get(group) {
+            if !self.tree.hold(group) {
                 // It is going: what it has is its parent's before long, and found there.
                 run.seen.answer.busy = true;
                 continue;
             }
-            run.me.set_visited(group);
-            self.visit_counted(run, patience, group, priority);
-            run.me.set_visited(GroupRef::ROOT);
-            self.put(group);
+            self.visit_held(run, patience, group, priority);
             if self.is_over(run, patience, priority) {
                 return;
             }
@@ -256,15 +254,37 @@ impl Engine {
 
     /// Visits every group, where there is no record of what is marked.
     fn walk_all(&self, run: &mut Run<'_>, patience: &mut Patience, priority: u32) {
-        let mut at = self.tree.next_in_subtree(run.target, None);
-        while let Some(group) = at {
-            run.me.set_visited(group);
-            self.visit_counted(run, patience, group, priority);
-            let is_over = self.is_over(run, patience, priority);
-            at = if is_over { None } else { self.tree.next_in_subtree(run.target, at) };
-            run.me.set_visited(GroupRef::ROOT);
-            self.put(group);
+        for slot in 0..self.tree.nr_slots() {
+            let Some(group) = self.tree.online_in(slot) else { continue };
+            if !self.tree.is_in_subtree(run.target, group) {
+                continue;
+            }
+            if !self.tree.hold(group) {
+                run.seen.answer.busy = true;
+                continue;
+            }
+            self.visit_held(run, patience, group, priority);
+            if self.is_over(run, patience, priority) {
+                return;
+            }
         }
+    }
+
+    /// A visit of a group that is held, and the end of the hold.
+    fn visit_held(
+        &self,
+        run: &mut Run<'_>,
+        patience: &mut Patience,
+        group: GroupRef,
+        priority: u32,
+    ) {
+        run.me.set_visited(group);
+        self.visit_counted(run, patience, group, priority);
+        run.me.set_visited(GroupRef::ROOT);
+        if !self.tree.exists(group) {
+            self.hand_up(group);
+        }
+        self.tree.let_go(group);
     }
 
     fn visit_counted(

@@ -59,8 +59,11 @@ pub(crate) fn pause(ms: u32) -> u64 {
 impl Engine {
     /// Sets how long a thread that charges over the `high` of `group` may pause at a time, in
     /// milliseconds, at most [`LONGEST_THROTTLE_MS`]; 0: not at all, which is how it begins.
-    /// `false`: no memory to note it.
+    /// `false`: no memory to note it, or the group is gone.
     pub fn set_throttle(&self, group: GroupRef, longest_ms: u32) -> bool {
+        if !self.tree.is_online(group) {
+            return false;
+        }
         let Some(record) = self.groups.record(self.tree, group) else { return false };
         // Relaxed: a fact of its own; a stale one is one pause more or less.
         record.throttle_ms.store(longest_ms.min(LONGEST_THROTTLE_MS), Ordering::Relaxed);

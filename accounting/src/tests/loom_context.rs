@@ -59,7 +59,7 @@ fn sweep() {
 
 // ---- models -----------------------------------------------------------------------------
 
-fn explore(model: impl Fn() + Sync + Send + 'static) {
+pub(super) fn explore(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
     builder.max_branches = 20_000;
     builder.preemption_bound.get_or_insert(5);
@@ -71,7 +71,7 @@ fn explore(model: impl Fn() + Sync + Send + 'static) {
 
 /// By itself, so that what it takes of loom's small stacks goes back before a model begins.
 #[inline(never)]
-fn tree(left_out: Option<Weakened>) -> Arc<Tree> {
+pub(super) fn tree(left_out: Option<Weakened>) -> Arc<Tree> {
     let tree = Arc::new(Tree::weakened(left_out));
     assert!(tree.make(Root::Untracked, &HEAP));
     tree
@@ -82,23 +82,23 @@ fn stock() -> Box<Stock> {
     Box::new(Stock::new())
 }
 
-fn child(tree: &Tree, parent: GroupRef, name: &str) -> GroupRef {
+pub(super) fn child(tree: &Tree, parent: GroupRef, name: &str) -> GroupRef {
     tree.create(parent, name, Settings::default()).expect("created")
 }
 
-fn end(tree: &Tree, group: GroupRef) {
+pub(super) fn end(tree: &Tree, group: GroupRef) {
     let mut dying = tree.put(group);
     while let Some(group) = dying {
         dying = tree.offline(group);
     }
 }
 
-fn charge(tree: &Tree, payer: Payer, bytes: u64) -> Tag {
+pub(super) fn charge(tree: &Tree, payer: Payer, bytes: u64) -> Tag {
     tree.charge(payer, Want::exactly(bytes)).expect("no limit").tag
 }
 
 /// Runs `f` beside the rest of a model.
-fn beside<T: 'static>(
+pub(super) fn beside<T: 'static>(
     tree: &Arc<Tree>,
     f: impl FnOnce(&Tree) -> T + 'static,
 ) -> thread::JoinHandle<T> {
@@ -113,14 +113,14 @@ fn live_contexts(tree: &Tree) -> usize {
 }
 
 /// Nothing is charged, and `contexts` are alive.
-fn is_at_rest(tree: &Tree, top: GroupRef, contexts: usize) {
+pub(super) fn is_at_rest(tree: &Tree, top: GroupRef, contexts: usize) {
     tree.check();
     assert_eq!((tree.usage(top), tree.nr_contexts(top)), (0, 0));
     assert_eq!(live_contexts(tree), contexts);
 }
 
 /// Says that `model` sees the difference: it panics with `step` left out.
-fn is_needed(step: Weakened, model: fn(Option<Weakened>)) {
+pub(super) fn is_needed(step: Weakened, model: fn(Option<Weakened>)) {
     let run = AssertUnwindSafe(|| model(Some(step)));
     let panic = catch_unwind(run).expect_err("the model passes without it");
     let text = panic.downcast_ref::<String>().map_or("", String::as_str);

@@ -8,6 +8,8 @@ mod churn;
 mod contexts;
 #[cfg(not(loom))]
 mod depth;
+#[cfg(not(loom))]
+mod holds;
 #[cfg(loom)]
 mod loom_context;
 #[cfg(loom)]
@@ -16,6 +18,8 @@ mod loom_exit;
 mod loom_gate;
 #[cfg(loom)]
 mod loom_hands;
+#[cfg(loom)]
+mod loom_holds;
 #[cfg(loom)]
 mod loom_limit;
 #[cfg(loom)]
@@ -40,3 +44,5 @@ mod support;
 mod tree;
 #[cfg(not(loom))]
 mod watch;
+#[cfg(not(loom))]
+mod wrap;

@@ -222,7 +222,13 @@ impl Model {
 
     fn is_online(&self, i: usize) -> bool {
         let group = &self.groups[i];
-        group.group.is_root() || (!group.offline && (group.handles > 0 || self.has_children(i)))
+        let mut children = (0..self.groups.len()).filter(|&c| self.groups[c].parent == Some(i));
+        group.group.is_root() || group.handles > 0 || children.any(|child| self.is_online(child))
+    }
+
+    /// Whether nothing but its own offline keeps the group in the tree.
+    fn is_next(&self, i: usize) -> bool {
+        !self.is_online(i) && !self.has_children(i)
     }
 
     fn put(&mut self, i: usize) {
@@ -231,7 +237,7 @@ impl Model {
         }
         self.groups[i].handles -= 1;
         let dying = self.tree.put(self.groups[i].group);
-        assert_eq!(dying.is_some(), !self.is_online(i));
+        assert_eq!(dying.is_some(), self.is_next(i));
         self.dying.extend(dying.map(|dying| (i, dying)));
     }
 
@@ -245,7 +251,7 @@ impl Model {
         let (i, dying) = self.dying.swap_remove(dying);
         self.groups[i].offline = true;
         let above = self.tree.offline(dying);
-        let parent = self.groups[i].parent.filter(|&parent| !self.is_online(parent));
+        let parent = self.groups[i].parent.filter(|&parent| self.is_next(parent));
         assert_eq!(above.as_ref().map(|d| d.group()), parent.map(|p| self.groups[p].group));
         self.dying.extend(parent.zip(above));
     }

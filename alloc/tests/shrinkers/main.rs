@@ -1,5 +1,6 @@
 //! Shrinkers through the public surface: what they are asked, when, and what they can do wrong.
 
+mod dropped;
 #[path = "../support/mod.rs"]
 mod support;
 mod wrong;
