@@ -8,22 +8,23 @@ use crate::background::Queue;
 use crate::crew::Crew;
 use crate::deferred::Deferred;
 use crate::errand::Errands;
-use crate::groups::Groups;
+use crate::groups::{GroupRecord, Groups};
 use crate::host::{Caller, Host, HostPlace, Report};
 use crate::lists::Lists;
 use crate::marked::Marked;
-use crate::marks::{Bits, Marks, Unmarkings};
+use crate::marks::{Bit, Bits, Marks, Unmarkings};
 use crate::patience::Deadline;
 use crate::raw::{Place, RawShrinker, ShrinkerName};
 use crate::reclaimer::Reclaimers;
 use crate::refusal::Refusals;
 use crate::registry::{Registry, ShrinkerId};
 use crate::reports::Reports;
+use crate::sharers::bit_of_rank;
 use crate::slot::{Slot, Waited};
 use crate::stall::StallTable;
 #[cfg(not(loom))]
 use crate::sync::lock;
-use crate::sync::{AtomicBool, AtomicU64, Ordering, thread_id};
+use crate::sync::{AtomicBool, AtomicU64, Ordering, fence, thread_id};
 
 /// How long ending a shrinker waits for a call of it on a worker.
 const UNREGISTER_MS: u32 = 1000;
@@ -158,7 +159,7 @@ impl Engine {
     /// - If `place` is [`Place::Direct`], `count` and `scan` run inside any allocation of any
     ///   thread: they wait for nothing, and run no code that can't run there.
     pub unsafe fn register(&self, raw: RawShrinker) -> Option<ShrinkerId> {
-        let reset = |bit| self.groups.mark_in_all(bit);
+        let reset = |bit, rank| self.groups.mark_in_all(bit, rank);
         let id = self.registry.register(raw, self.tree.source(), reset)?;
         if raw.starts_marked && raw.group_aware {
             self.link_all();
@@ -223,15 +224,34 @@ impl Engine {
     ///
     /// Allocates nothing; no lock but at a group's first mark.
     pub fn mark(&self, group: GroupRef, id: ShrinkerId) {
-        let Some(bit) = self.registry.find(id).and_then(Slot::bit) else { return };
+        let Some(slot) = self.registry.find(id) else { return };
+        let Some(bit) = slot.bit() else { return };
         match self.groups.record(self.tree, group) {
             Some(record) => {
+                let rank = slot.rank();
+                if rank != 0 && !self.mark_sharer(record, bit, rank) {
+                    self.groups.mark_everything();
+                }
                 if record.marks.mark(bit) || !record.marked.is_linked() {
                     self.groups.linked(self.tree, &self.marked, group);
                 }
             }
             None => self.groups.mark_everything(),
         }
+    }
+
+    /// Marks one of several that share `bit`; `false`: no memory.
+    fn mark_sharer(&self, record: &GroupRecord, bit: Bit, rank: u32) -> bool {
+        // Partner: the fence in `Marks::settle`. Either whoever makes the leaf and unmarks this one in it counts again
+        // after the caller linked its object, or this finds the leaf.
+        fence(Ordering::SeqCst);
+        // A leaf that is not there says that those that start marked are.
+        let leaf = match self.groups.leaf(record, bit) {
+            None if bit.is_inverted() => return true,
+            None => self.groups.make_leaf(self.tree, record, bit),
+            leaf => leaf,
+        };
+        leaf.map(|leaf| leaf.marks.mark(bit_of_rank(bit, rank))).is_some()
     }
 
     /// Makes a group: [`Tree::create`]. Reclaim finds it, where shrinkers are to be asked for every
@@ -295,7 +315,17 @@ impl Engine {
 
     /// Whether the shrinker is marked in `group`. May lag.
     pub fn is_marked(&self, group: GroupRef, id: ShrinkerId) -> bool {
-        let Some(bit) = self.registry.find(id).and_then(Slot::bit) else { return false };
+        let Some(slot) = self.registry.find(id) else { return false };
+        let Some(bit) = slot.bit() else { return false };
+        if slot.rank() != 0
+            && let Some(record) = self.groups.find(group)
+        {
+            let leaf = self.groups.leaf(record, bit);
+            let mark = bit_of_rank(bit, slot.rank());
+            if !leaf.map_or(bit.is_inverted(), |leaf| leaf.marks.is_marked(mark)) {
+                return false;
+            }
+        }
         let mut wanted = Bits::NONE;
         wanted.0[bit.word()] = bit.mask();
         !self.groups.marks(group, wanted).is_empty()
@@ -371,6 +401,7 @@ impl Engine {
         core::mem::forget(lock(self.queue.lock()));
         core::mem::forget(lock(self.stalls.changing()));
         core::mem::forget(lock(self.groups.growing()));
+        core::mem::forget(lock(self.groups.sharers_lock()));
         core::mem::forget(lock(self.deferred_work.raw_lock()));
         core::mem::forget(lock(self.reports.lock()));
         core::mem::forget(lock(self.refusals.lock()));
@@ -389,6 +420,8 @@ impl Engine {
         unsafe { self.reports.lock().force_unlock() };
         // SAFETY: as above.
         unsafe { self.deferred_work.raw_lock().force_unlock() };
+        // SAFETY: as above.
+        unsafe { self.groups.sharers_lock().force_unlock() };
         // SAFETY: as above.
         unsafe { self.groups.growing().force_unlock() };
         // SAFETY: as above.

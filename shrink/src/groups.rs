@@ -9,8 +9,9 @@ use memcg_accounting::{GroupRef, Tree};
 
 use crate::deferred::Deferred;
 use crate::marked::MarkedLinks;
-use crate::marks::{Bits, Marks};
+use crate::marks::{Bit, Bits, Marks};
 use crate::patience::Deadline;
+use crate::sharers::{Leaf, Sharers, bit_of_rank, ranks_up_to};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Lock, Ordering, lock};
 
 /// A tidy drain of a group is worth trying again after this long, even if the last found nothing.
@@ -57,6 +58,12 @@ pub(crate) struct GroupRecord {
     fruitless_turns: AtomicU32,
     /// What shrinkers owe here: see `deferred.rs`.
     pub(crate) owed: AtomicU32,
+    /// Who has something here of those that share a bit: see `sharers.rs`.
+    sharers: AtomicU32,
+    /// The bit that is asked first, so that no shrinker always is.
+    pub(crate) turn: AtomicU32,
+    /// The same among those that share that bit.
+    pub(crate) rank_turn: AtomicU32,
     /// The longest pause over `high`; 0: none. Milliseconds.
     pub(crate) throttle_ms: AtomicU32,
     scanned: AtomicU64,
@@ -102,6 +109,9 @@ impl Record for GroupRecord {
             hopeless_until: AtomicU32::new(0),
             fruitless_turns: AtomicU32::new(0),
             owed: AtomicU32::new(NONE),
+            sharers: AtomicU32::new(NONE),
+            turn: AtomicU32::new(0),
+            rank_turn: AtomicU32::new(0),
             throttle_ms: AtomicU32::new(0),
             scanned: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
@@ -213,6 +223,7 @@ impl GroupRecord {
 #[derive(Debug)]
 pub(crate) struct Groups {
     records: Table<GroupRecord>,
+    sharers: Sharers,
     growing: Lock<()>,
     /// A mark found no memory for its record: from then on every group counts as marked.
     unrecorded: AtomicBool,
@@ -223,6 +234,7 @@ impl Groups {
         pub(crate) fn new() -> Self {
             Self {
                 records: Table::new(),
+                sharers: Sharers::new(),
                 growing: Lock::new(()),
                 unrecorded: AtomicBool::new(false),
             }
@@ -276,13 +288,61 @@ impl Groups {
         self.unrecorded.store(true, Ordering::SeqCst);
     }
 
-    /// Marks `bit` in each group that has a record, for a shrinker that starts marked.
-    pub(crate) fn mark_in_all(&self, bit: crate::marks::Bit) {
+    /// Marks the shrinker that has `bit` at `rank` in each group that has a record, for it starts marked.
+    pub(crate) fn mark_in_all(&self, bit: Bit, rank: u32) {
         for slot in 0..self.records.len() {
             if let Some(record) = self.records.get(slot) {
+                if rank != 0
+                    && let Some(leaf) = self.leaf(record, bit)
+                {
+                    leaf.marks.mark(bit_of_rank(bit, rank));
+                }
                 record.marks.mark(bit);
             }
         }
+    }
+
+    /// The leaf for `bit` of a group's sharers.
+    pub(crate) fn leaf(&self, record: &GroupRecord, bit: Bit) -> Option<&Leaf> {
+        self.sharers.leaf(&record.sharers, bit)
+    }
+
+    pub(crate) fn make_leaf(&self, tree: &Tree, record: &GroupRecord, bit: Bit) -> Option<&Leaf> {
+        self.sharers.make(tree.source(), &record.sharers, bit)
+    }
+
+    /// Marks in `group` whoever is marked among the sharers of `from`, which ends, for each of `bits`; answers those of
+    /// which somebody is. `takes`: `from` has none from then on, as a fresh group.
+    pub(crate) fn add_sharers(
+        &self,
+        tree: &Tree,
+        (from, group): (GroupRef, GroupRef),
+        bits: Bits,
+        highest_rank: u32,
+        takes: bool,
+    ) -> Bits {
+        if highest_rank == 0 {
+            return Bits::NONE;
+        }
+        // Of a group without a record all are marked that start so.
+        let none = AtomicU32::new(NONE);
+        let below = self.find(from).map_or(&none, |record| &record.sharers);
+        let ranks = ranks_up_to(highest_rank);
+        let Some(record) = self.record(tree, group) else {
+            self.mark_everything();
+            return Bits::NONE;
+        };
+        let roots = (below, &record.sharers);
+        let added = self.sharers.add_up(tree.source(), roots, bits, ranks, takes);
+        if added.is_none() {
+            self.mark_everything();
+        }
+        added.unwrap_or(Bits::NONE)
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn sharers_lock(&self) -> &Lock<()> {
+        self.sharers.raw_lock()
     }
 
     /// Takes the marks of a group that goes or is gone, and adds its counts and what is owed in it to its
@@ -343,7 +403,7 @@ impl Groups {
     }
 
     pub(crate) fn mapped_bytes(&self) -> usize {
-        self.records.mapped_bytes()
+        self.records.mapped_bytes() + self.sharers.mapped_bytes()
     }
 
     #[cfg(not(loom))]

@@ -65,6 +65,7 @@ mod registry;
 mod reports;
 mod scan;
 mod session;
+mod sharers;
 mod slot;
 mod stall;
 mod sync;

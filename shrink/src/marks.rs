@@ -19,7 +19,7 @@
 //! - A bit may be marked for no reason, at the cost of one count. It is never unmarked while the
 //!   shrinker has an object in the group and no call of it for the group is under way.
 //! - Shrinkers beyond the number of bits share them; a shared bit is unmarked only after all
-//!   that share it said `Empty`.
+//!   that share it and are marked themselves (`sharers.rs`) said `Empty`.
 //!
 //! Source: `struct shrinker_info` and `shrink_slab_memcg` in `mm/shrinker.c`.
 
@@ -42,6 +42,26 @@ impl Bits {
 
     pub(crate) fn is_empty(self) -> bool {
         self.0.iter().all(|word| *word == 0)
+    }
+
+    pub(crate) fn or(self, other: Bits) -> Bits {
+        Bits(core::array::from_fn(|i| self.0[i] | other.0[i]))
+    }
+
+    pub(crate) fn len(self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// The bits of the set in order, from `first` on and around.
+    pub(crate) fn iter_from(self, first: Bit) -> impl Iterator<Item = Bit> {
+        let below = |word: usize| match word.cmp(&first.word()) {
+            core::cmp::Ordering::Less => u64::MAX,
+            core::cmp::Ordering::Equal => first.mask() - 1,
+            core::cmp::Ordering::Greater => 0,
+        };
+        let before = Bits(core::array::from_fn(|i| self.0[i] & below(i)));
+        let after = Bits(core::array::from_fn(|i| self.0[i] & !below(i)));
+        after.iter().chain(before.iter())
     }
 
     /// The bits of the set, lowest first.
@@ -75,7 +95,7 @@ impl Bit {
         1 << (self.0 % 64)
     }
 
-    const fn is_inverted(self) -> bool {
+    pub(crate) const fn is_inverted(self) -> bool {
         self.word() < INVERTED
     }
 }
@@ -316,6 +336,11 @@ mod tests {
         }
         let listed: Vec<u32> = bits.iter().map(|bit| bit.0).collect();
         assert_eq!(listed, [0, 5, 63, 64, 200, 255]);
+        let around = |first| bits.iter_from(Bit(first)).map(|bit| bit.0).collect::<Vec<u32>>();
+        assert_eq!(around(0), listed);
+        assert_eq!(around(64), [64, 200, 255, 0, 5, 63]);
+        assert_eq!(around(201), [255, 0, 5, 63, 64, 200]);
+        assert_eq!(bits.len(), 6);
         assert_eq!(Bit::new(BITS_OF_A_KIND + 2, false), Bit::new(2, false));
     }
 }

@@ -98,10 +98,12 @@ impl Engine {
         let in_use = self.registry.in_use();
         let marks = self.groups.retire(self.tree, group, parent, in_use, &self.deferred_work);
         self.groups.unlinked(&self.marked, group);
+        self.add_sharers((group, parent), marks, false);
         self.add_marks(parent, marks);
         self.retire_stalls(group);
         self.tree.end(&dying);
         // The parent has yet to end, and to hand its marks up, if it goes too.
+        self.add_sharers((group, parent), marks, true);
         self.add_marks(parent, marks);
         self.tree.offline(dying)
     }
@@ -114,8 +116,15 @@ impl Engine {
         if let Some(heir) = above.find(|&level| self.tree.exists(level)) {
             let in_use = self.registry.in_use();
             let marks = self.groups.retire(self.tree, group, heir, in_use, &self.deferred_work);
-            self.add_marks(heir, marks);
+            // Who was marked again after the group had handed its marks up is known by the leaf alone.
+            let shared = self.add_sharers((group, heir), in_use, true);
+            self.add_marks(heir, marks.or(shared));
         }
+    }
+
+    fn add_sharers(&self, groups: (GroupRef, GroupRef), marks: Bits, takes: bool) -> Bits {
+        let highest_rank = self.registry.highest_rank();
+        self.groups.add_sharers(self.tree, groups, marks, highest_rank, takes)
     }
 
     fn add_marks(&self, group: GroupRef, marks: Bits) {

@@ -19,13 +19,15 @@
 use memcg_accounting::{EventKind, GroupRef, Protection, Request, now_ms};
 
 use crate::Engine;
+use crate::groups::GroupRecord;
 use crate::host::Report;
-use crate::marks::Bit;
+use crate::marks::{Bit, Bits, Marks, WORDS};
 use crate::patience::Patience;
 use crate::raw::{Cause, Control, Place, RawCount, RawScan, RawShrinker};
 use crate::reclaimer::{Answer, Reclaimer};
 use crate::registry::ShrinkerId;
 use crate::scan::{GENTLE_PRIORITY, Plan, Share, skip_to};
+use crate::sharers::{of_kind, ranks_up_to};
 use crate::slot::{Begun, Slot};
 use crate::sync::{AtomicU32, Ordering, futex_wait, yield_now};
 use crate::walks::{Purpose, Seen, Walker};
@@ -37,6 +39,10 @@ pub(crate) const FRUITLESS_ROUNDS: u32 = 16;
 /// holder of a lock may have lost its CPU.
 const YIELDS: u32 = 4;
 const LONGEST_PAUSE_MS: u32 = 5;
+#[expect(clippy::cast_possible_truncation, reason = "it is 256")]
+const BITS: u32 = 64 * WORDS as u32;
+/// Of a group with more shrinkers a pass asks so many, and each for more.
+const SOME: u32 = 64;
 /// A turn of the worker ends after this long if others wait.
 const TURN_MS: u32 = 8;
 
@@ -87,6 +93,12 @@ struct Visit {
     group: GroupRef,
     priority: u32,
     protection: Protection,
+    /// The priority that shares are of: a lower one, where only some shrinkers are asked.
+    share_at: u32,
+    /// How many shrinkers are asked yet.
+    left: u32,
+    /// Where the next visit begins among those that share a bit.
+    rank_turn: Option<u32>,
 }
 
 /// What a shrinker said.
@@ -224,7 +236,15 @@ impl Engine {
         for (index, slot) in self.registry.unaware() {
             if run.place.is_none_or(|place| place == slot.place()) {
                 let protection = Protection::default();
-                let visit = Visit { group: GroupRef::ROOT, priority, protection };
+                let group = GroupRef::ROOT;
+                let visit = Visit {
+                    group,
+                    priority,
+                    protection,
+                    share_at: priority,
+                    left: u32::MAX,
+                    rank_turn: None,
+                };
                 self.shrink(run, patience, (index, slot), visit);
             }
             if self.is_over(run, patience, priority) {
@@ -312,20 +332,41 @@ impl Engine {
             return;
         }
         run.seen.answer.low |= !run.breaks_low && protection.low > protection.min;
-        let visit = Visit { group, priority, protection };
+        let mut visit = Visit {
+            group,
+            priority,
+            protection,
+            share_at: priority,
+            left: u32::MAX,
+            rank_turn: None,
+        };
         let marked = self.groups.marks(group, self.registry.at(run.place));
-        for bit in marked.iter() {
+        let record = self.groups.find(group);
+        self.ask_some_for_more(run, &mut visit, record, marked);
+        let turn = record.map_or(0, |record| record.turn.load(Ordering::Relaxed));
+        for bit in marked.iter_from(Bit(turn)) {
             let mut empty = true;
-            for (index, slot) in self.registry.with_bit(bit) {
-                if run.place.is_some_and(|place| place != slot.place()) {
-                    empty = false;
-                    continue;
+            if let Some(first) = self.registry.first_with(bit) {
+                empty = self.ask(run, patience, first, &mut visit);
+            }
+            let mut is_over = visit.left == 0 || self.is_over(run, patience, priority);
+            if self.registry.highest_rank() != 0 {
+                if is_over {
+                    visit.rank_turn = Some(0);
+                } else {
+                    let all_empty = self.ask_sharers(run, patience, bit, &mut visit);
+                    is_over = visit.rank_turn.is_some();
+                    empty &= all_empty;
                 }
-                let said = self.shrink(run, patience, (index, slot), visit);
-                empty &= said == Said::Empty;
-                if self.is_over(run, patience, priority) {
-                    return;
+            }
+            if is_over {
+                if let Some(record) = record {
+                    // The next visit begins behind this one: with many that share the bit, at them again.
+                    let next = bit.0 + u32::from(visit.rank_turn.is_none());
+                    record.turn.store(next % BITS, Ordering::Relaxed);
+                    record.rank_turn.store(visit.rank_turn.unwrap_or(0), Ordering::Relaxed);
                 }
+                return;
             }
             if empty {
                 self.unmark(run, group, bit);
@@ -333,23 +374,120 @@ impl Engine {
         }
     }
 
+    /// Where a group has many shrinkers, a pass asks some of them, as much more of each as there are more: the next pass goes
+    /// on behind them. The last one asks all.
+    fn ask_some_for_more(
+        &self,
+        run: &mut Run<'_>,
+        visit: &mut Visit,
+        record: Option<&GroupRecord>,
+        marked: Bits,
+    ) {
+        let mut nr = marked.len();
+        let highest = self.registry.highest_rank();
+        if let Some(record) = record
+            && highest != 0
+        {
+            let ranks = ranks_up_to(highest);
+            let leaf = |bit| self.groups.leaf(record, bit).map(|leaf| leaf.marks.read(ranks));
+            let sharing =
+                |bit: Bit| of_kind(leaf(bit).unwrap_or_else(|| Marks::fresh(ranks)), bit).len();
+            nr += marked.iter().map(sharing).sum::<u32>();
+        }
+        if nr > SOME && visit.priority != 0 {
+            let times = (nr / SOME).ilog2();
+            visit.left = SOME;
+            visit.share_at = visit.priority.saturating_sub(times);
+            // Others may have what these have not: no priority is passed over, nor is this the last.
+            run.seen.scanned = true;
+            run.seen.asked = true;
+            run.seen.answer.unsure = true;
+        }
+    }
+
+    /// Asks one shrinker; answers whether it said `Empty`.
+    fn ask(
+        &self,
+        run: &mut Run<'_>,
+        patience: &mut Patience,
+        (index, slot): (u32, &Slot),
+        visit: &mut Visit,
+    ) -> bool {
+        if run.place.is_some_and(|place| place != slot.place()) {
+            return false;
+        }
+        visit.left = visit.left.saturating_sub(1);
+        self.shrink(run, patience, (index, slot), *visit) == Said::Empty
+    }
+
+    /// Asks those that share `bit` and are marked; answers whether none of them is any more.
+    fn ask_sharers(
+        &self,
+        run: &mut Run<'_>,
+        patience: &mut Patience,
+        bit: Bit,
+        visit: &mut Visit,
+    ) -> bool {
+        let Some(record) = self.groups.record(self.tree, visit.group) else { return false };
+        let marked = self.sharers_of(record, bit);
+        let turn = record.rank_turn.swap(0, Ordering::Relaxed);
+        for mark in marked.iter_from(Bit(turn)) {
+            let mut empty = true;
+            for sharer in self.registry.sharing(bit, mark) {
+                empty &= self.ask(run, patience, sharer, visit);
+            }
+            if visit.left == 0 || self.is_over(run, patience, visit.priority) {
+                visit.rank_turn = Some((mark.0 + 1) % BITS);
+                return false;
+            }
+            if empty {
+                self.unmark_sharers(run, record, visit.group, (bit, mark));
+            }
+        }
+        self.sharers_of(record, bit).is_empty()
+    }
+
+    /// Who is marked of those that share `bit`.
+    fn sharers_of(&self, record: &GroupRecord, bit: Bit) -> Bits {
+        let ranks = ranks_up_to(self.registry.highest_rank());
+        let leaf = self.groups.leaf(record, bit);
+        of_kind(leaf.map_or_else(|| Marks::fresh(ranks), |leaf| leaf.marks.read(ranks)), bit)
+    }
+
+    /// After all that `mark` stands for said `Empty`: unmarks them, and asks them again.
+    fn unmark_sharers(
+        &self,
+        run: &mut Run<'_>,
+        record: &GroupRecord,
+        group: GroupRef,
+        (bit, mark): (Bit, Bit),
+    ) {
+        let Some(leaf) = self.groups.make_leaf(self.tree, record, bit) else { return };
+        let mut sharing = self.registry.sharing(bit, mark);
+        let still_empty = || sharing.all(|sharer| self.is_empty(run, sharer, group));
+        self.unmarkings.during(|| leaf.marks.settle(mark, still_empty));
+    }
+
+    /// Whether a shrinker that said `Empty` for `group` says so still.
+    fn is_empty(&self, run: &mut Run<'_>, (index, slot): (u32, &Slot), group: GroupRef) -> bool {
+        if run.place.is_some_and(|place| place != slot.place()) {
+            return false;
+        }
+        match self.begin(run, index, slot) {
+            Err(said) => said == Said::Empty,
+            Ok(call) => matches!(
+                self.count(run, &call, slot, group, 0),
+                RawCount::Empty | RawCount::Panicked
+            ),
+        }
+    }
+
     /// After all that have `bit` said `Empty` for `group`: unmarks it, and asks them again.
     fn unmark(&self, run: &mut Run<'_>, group: GroupRef, bit: Bit) {
         let Some(record) = self.groups.record(self.tree, group) else { return };
-        let mut shrinkers = self.registry.with_bit(bit);
         let still_empty = || {
-            shrinkers.all(|(index, slot)| {
-                if run.place.is_some_and(|place| place != slot.place()) {
-                    return false;
-                }
-                match self.begin(run, index, slot) {
-                    Err(said) => said == Said::Empty,
-                    Ok(call) => matches!(
-                        self.count(run, &call, slot, group, 0),
-                        RawCount::Empty | RawCount::Panicked
-                    ),
-                }
-            })
+            self.registry.first_with(bit).is_none_or(|first| self.is_empty(run, first, group))
+                && (self.registry.highest_rank() == 0 || self.sharers_of(record, bit).is_empty())
         };
         self.unmarkings.during(|| {
             let is_unmarked = record.marks.settle(bit, still_empty);
@@ -447,7 +585,7 @@ impl Engine {
         run.seen.answer.candidates = true;
         run.seen.most = run.seen.most.max(share.freeable);
         let gentle = visit.priority >= GENTLE_PRIORITY && run.spares;
-        let plan = Plan::new(share, visit.priority, gentle);
+        let plan = Plan::new(share, visit.share_at, gentle);
         let (scanned, is_cut) = self.scan(run, patience, (&call, slot), visit, plan);
         if let Some(record) = self.groups.find(visit.group) {
             record.count_scanned(scanned);
@@ -466,7 +604,7 @@ impl Engine {
         visit: Visit,
         plan: Plan,
     ) -> (u64, bool) {
-        let Visit { group, priority, protection } = visit;
+        let Visit { group, priority, protection, .. } = visit;
         if plan.total != 0 && protection.is_below_low() {
             self.tree.count(group, EventKind::Low);
         }

@@ -7,10 +7,10 @@
 //!   that is shared may be in both.
 //! - `users` counts the shrinkers of each bit; its lock guards registering, retiring and the list
 //!   of orphans.
-//! - A bit that shrinkers share has `SHARED` as its owner; who wants them looks at all slots.
+//! - Of those that have a bit, each has a rank of its own; `owners` has the first's, and `ranks` the others', rank by rank.
 
 use memcg_accounting::Source;
-use memcg_accounting::table::{NONE, Table};
+use memcg_accounting::table::{NONE, Record, Table};
 
 use crate::marks::{BITS_OF_A_KIND, Bit, Bits, WORDS};
 use crate::raw::{Place, RawShrinker};
@@ -26,14 +26,38 @@ pub struct ShrinkerId {
     pub(crate) generation: u32,
 }
 
-/// More than one shrinker has the bit.
-const SHARED: u32 = NONE - 1;
 const BITS: usize = 64 * WORDS;
+
+/// The owners of all bits at one rank but the first.
+#[derive(Debug)]
+pub(crate) struct Rank {
+    owners: [AtomicU32; BITS],
+    next_free: AtomicU32,
+}
+
+impl Record for Rank {
+    fn new() -> Self {
+        Self {
+            owners: core::array::from_fn(|_| AtomicU32::new(NONE)),
+            next_free: AtomicU32::new(NONE),
+        }
+    }
+
+    fn next_free(&self) -> &AtomicU32 {
+        &self.next_free
+    }
+
+    fn is_empty(&self) -> bool {
+        // It is never given back.
+        true
+    }
+}
 
 /// The registry of one engine.
 pub(crate) struct Registry {
     slots: Table<Slot>,
     owners: [AtomicU32; BITS],
+    ranks: Table<Rank>,
     in_use: [AtomicU64; WORDS],
     direct: [AtomicU64; WORDS],
     worker: [AtomicU64; WORDS],
@@ -68,6 +92,7 @@ impl Registry {
             Self {
                 slots: Table::new(),
                 owners: words!(AtomicU32::new(NONE), BITS),
+                ranks: Table::new(),
                 in_use: words!(AtomicU64::new(0), WORDS),
                 direct: words!(AtomicU64::new(0), WORDS),
                 worker: words!(AtomicU64::new(0), WORDS),
@@ -78,31 +103,34 @@ impl Registry {
         }
     }
 
-    /// Takes a slot and a bit for `raw` and publishes it. `reset` is told the bit before that,
-    /// if groups must forget what an earlier user of it said.
+    /// Takes a slot and a bit for `raw` and publishes it. `reset` is told the bit and the rank
+    /// before that, if groups must forget what an earlier user of them said.
     pub(crate) fn register(
         &self,
         raw: RawShrinker,
         source: &Source,
-        reset: impl FnOnce(Bit),
+        reset: impl FnOnce(Bit, u32),
     ) -> Option<ShrinkerId> {
         let mut users = lock(&self.users);
+        let bit = raw.group_aware.then(|| Self::choose_bit(&users, raw.starts_marked));
+        let place = match bit {
+            Some(bit) => Some(self.free_rank(bit, source)?),
+            None => None,
+        };
+        let rank = place.map_or(0, |(rank, _)| rank);
         let index = self.slots.take(source)?;
         let slot = self.slots.get(index)?;
-        let bit = raw.group_aware.then(|| Self::choose_bit(&users, raw.starts_marked));
         let id = ShrinkerId { slot: index, generation: slot.generation() };
-        slot.publish(raw, bit);
-        let Some(bit) = bit else {
+        slot.publish(raw, bit, rank);
+        let Some((bit, (_, owner))) = bit.zip(place) else {
             self.nr_unaware.fetch_add(1, Ordering::Relaxed);
             return Some(id);
         };
         if raw.starts_marked {
-            reset(bit);
+            reset(bit, rank);
         }
-        let n = &mut users[bit.0 as usize];
-        *n += 1;
-        let owner = if *n == 1 { index } else { SHARED };
-        self.owners[bit.0 as usize].store(owner, Ordering::Relaxed);
+        users[bit.0 as usize] += 1;
+        owner.store(index, Ordering::Relaxed);
         let place = if raw.place == Place::Direct { &self.direct } else { &self.worker };
         for words in [&self.in_use, place] {
             // Release: who sees the bit sees the owner. A reader that misses both asks later.
@@ -115,6 +143,34 @@ impl Registry {
     fn choose_bit(users: &[u32; BITS], starts_marked: bool) -> Bit {
         let bits = (0..BITS_OF_A_KIND).map(|n| Bit::new(n, starts_marked));
         bits.min_by_key(|bit| users[bit.0 as usize]).unwrap_or(Bit::new(0, starts_marked))
+    }
+
+    /// The lowest rank of `bit` that nobody has, and its place. `None`: no memory for it.
+    fn free_rank(&self, bit: Bit, source: &Source) -> Option<(u32, &AtomicU32)> {
+        let mut rank = 0;
+        loop {
+            if self.owner(bit, rank).is_none() {
+                self.ranks.take(source)?;
+            }
+            let owner = self.owner(bit, rank)?;
+            if owner.load(Ordering::Relaxed) == NONE {
+                return Some((rank, owner));
+            }
+            rank += 1;
+        }
+    }
+
+    /// Who has `bit` at `rank`; `None`: there is no such rank yet.
+    fn owner(&self, bit: Bit, rank: u32) -> Option<&AtomicU32> {
+        match rank.checked_sub(1) {
+            None => self.owners.get(bit.0 as usize),
+            Some(at) => self.ranks.get(at)?.owners.get(bit.0 as usize),
+        }
+    }
+
+    /// The highest rank that anybody has had; 0: no bit is shared.
+    pub(crate) fn highest_rank(&self) -> u32 {
+        self.ranks.len()
     }
 
     /// Ends the registration of `id`: no call begins after this, and the id is stale. `None`: it
@@ -131,9 +187,9 @@ impl Registry {
         let n = &mut users[bit.0 as usize];
         *n -= 1;
         let left = *n;
-        // One that is left is found as one of several: that bit costs a look at all slots.
-        let owner = if left == 0 { NONE } else { SHARED };
-        self.owners[bit.0 as usize].store(owner, Ordering::Relaxed);
+        if let Some(owner) = self.owner(bit, slot.rank()) {
+            owner.store(NONE, Ordering::Relaxed);
+        }
         if left == 0 {
             for words in [&self.in_use, &self.direct, &self.worker] {
                 words[bit.word()].fetch_and(!bit.mask(), Ordering::Relaxed);
@@ -177,17 +233,22 @@ impl Registry {
         Bits(core::array::from_fn(|i| words[i].load(Ordering::Acquire)))
     }
 
-    /// The slots that have `bit`: usually one.
-    pub(crate) fn with_bit(&self, bit: Bit) -> impl Iterator<Item = (u32, &Slot)> {
-        let owner = self.owners[bit.0 as usize].load(Ordering::Relaxed);
-        let range = match owner {
-            NONE => 0..0,
-            SHARED => 0..self.slots.len(),
-            index => index..index + 1,
-        };
-        range
-            .filter_map(|index| self.slots.get(index).map(|slot| (index, slot)))
-            .filter(move |(_, slot)| slot.is_live() && slot.bit() == Some(bit))
+    /// The first that has `bit`: often the only one.
+    pub(crate) fn first_with(&self, bit: Bit) -> Option<(u32, &Slot)> {
+        self.at_rank(bit, 0)
+    }
+
+    fn at_rank(&self, bit: Bit, rank: u32) -> Option<(u32, &Slot)> {
+        let index = self.owner(bit, rank)?.load(Ordering::Relaxed);
+        let slot = self.slots.get(index)?;
+        (slot.is_live() && slot.bit() == Some(bit)).then_some((index, slot))
+    }
+
+    /// Those that have `bit` for which `mark` of a leaf stands: one, but of thousands of shrinkers.
+    pub(crate) fn sharing(&self, bit: Bit, mark: Bit) -> impl Iterator<Item = (u32, &Slot)> {
+        let first = mark.0 % BITS_OF_A_KIND + 1;
+        let ranks = (first..=self.highest_rank()).step_by(BITS_OF_A_KIND as usize);
+        ranks.filter_map(move |rank| self.at_rank(bit, rank))
     }
 
     /// The shrinkers that are asked only when the root reclaims.
@@ -225,7 +286,7 @@ impl Registry {
     }
 
     pub(crate) fn mapped_bytes(&self) -> usize {
-        self.slots.mapped_bytes()
+        self.slots.mapped_bytes() + self.ranks.mapped_bytes()
     }
 
     // ---- fork ---------------------------------------------------------------------------

@@ -80,6 +80,8 @@ pub(crate) struct Slot {
     word: AtomicU32,
     generation: AtomicU32,
     bit: AtomicU32,
+    /// Its number among those that have the bit.
+    rank: AtomicU32,
     facts: AtomicU32,
     /// A scan of it has returned.
     has_scanned: AtomicBool,
@@ -102,6 +104,7 @@ impl Record for Slot {
             word: AtomicU32::new(0),
             generation: AtomicU32::new(0),
             bit: AtomicU32::new(NONE),
+            rank: AtomicU32::new(0),
             facts: AtomicU32::new(0),
             has_scanned: AtomicBool::new(false),
             raw: Cell::new(None),
@@ -158,7 +161,8 @@ impl Slot {
     // ---- whoever registers or ends ------------------------------------------------------
 
     /// Makes a free slot live. Called by whoever took the slot.
-    pub(crate) fn publish(&self, raw: RawShrinker, bit: Option<Bit>) {
+    pub(crate) fn publish(&self, raw: RawShrinker, bit: Option<Bit>, rank: u32) {
+        self.rank.store(rank, Ordering::Relaxed);
         self.bit.store(bit.map_or(NONE, |bit| bit.0), Ordering::Relaxed);
         let worker = if raw.place == Place::Worker { WORKER } else { 0 };
         let unaware = if raw.group_aware { 0 } else { UNAWARE };
@@ -302,6 +306,10 @@ impl Slot {
     pub(crate) fn bit(&self) -> Option<Bit> {
         let bit = self.bit.load(Ordering::Relaxed);
         (bit != NONE).then_some(Bit(bit))
+    }
+
+    pub(crate) fn rank(&self) -> u32 {
+        self.rank.load(Ordering::Relaxed)
     }
 
     pub(crate) fn place(&self) -> Place {

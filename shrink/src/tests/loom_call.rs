@@ -111,7 +111,7 @@ fn unregister(slot: &Slot, timeout_ms: Option<u32>) {
 fn against_the_end(callers: u32, timeout_ms: Option<u32>, site: Option<Weakened>) {
     loom::model(move || {
         let (slot, data) = (Arc::new(Slot::weakened(site)), Data::new());
-        slot.publish(shrinker(&data), None);
+        slot.publish(shrinker(&data), None, 0);
         let threads: Vec<_> = (0..callers)
             .map(|_| {
                 // The data outlives the model's end of it, so that a late use is seen by loom.
@@ -138,12 +138,12 @@ fn against_the_beginning(site: Option<Weakened>) {
                 drop(data);
             })
         };
-        slot.publish(shrinker(&data), None);
+        slot.publish(shrinker(&data), None, 0);
         caller.join().expect("no panic");
         unregister(&slot, None);
         // The slot is used again.
         let next = Data::new();
-        slot.publish(shrinker(&next), None);
+        slot.publish(shrinker(&next), None, 0);
         call(&slot);
         unregister(&slot, None);
         assert_eq!(next.nr_drops.load(Ordering::Relaxed), 1);

@@ -41,6 +41,44 @@ fn no_add_is_lost() {
     }
 }
 
+/// One of several that share a bit has an object in the end: both its mark and the bit's are there.
+fn shared(starts_marked: bool, adds_in_order: bool) {
+    loom::model(move || {
+        let bit = Bit::new(0, starts_marked);
+        let levels = Arc::new((Marks::new(), Marks::new(), AtomicU32::new(0)));
+        levels.0.mark(bit);
+        let adder = thread::spawn({
+            let levels = levels.clone();
+            move || {
+                let (all, own, objects) = &*levels;
+                objects.fetch_add(1, Ordering::Relaxed);
+                let (first, second) = if adds_in_order { (own, all) } else { (all, own) };
+                first.mark(bit);
+                second.mark(bit);
+            }
+        });
+        let (all, own, objects) = &*levels;
+        own.settle(bit, || objects.load(Ordering::Relaxed) == 0);
+        if !own.is_marked(bit) {
+            all.settle(bit, || !own.is_marked(bit));
+        }
+        adder.join().expect("no panic");
+        assert!(own.is_marked(bit) && all.is_marked(bit), "an object, and no mark");
+    });
+}
+
+#[test]
+fn of_those_that_share_a_bit_none_is_lost() {
+    shared(false, true);
+    shared(true, true);
+}
+
+#[test]
+#[should_panic(expected = "and no mark")]
+fn without_marking_the_one_before_the_bit() {
+    shared(false, false);
+}
+
 #[test]
 #[should_panic(expected = "and no mark")]
 fn without_the_adders_fence() {

@@ -25,6 +25,8 @@ mod loom_tick;
 #[cfg(loom)]
 mod loom_walks;
 #[cfg(not(loom))]
+mod many_shrinkers;
+#[cfg(not(loom))]
 mod protecting;
 #[cfg(not(loom))]
 mod reclaiming;
