@@ -36,7 +36,8 @@ pub(crate) struct Head {
     len: AtomicUsize,
     /// Live, free, or the head that this one's nodes went to.
     forward: AtomicU32,
-    marks: AtomicU32,
+    /// As wide as `len`: there may be as many nodes.
+    marks: AtomicUsize,
     owner: AtomicU32,
     group: AtomicU64,
     pub(crate) chains: Chains,
@@ -63,7 +64,7 @@ impl Record for Head {
             list: Lock::new(List::new()),
             len: AtomicUsize::new(0),
             forward: AtomicU32::new(FREE),
-            marks: AtomicU32::new(0),
+            marks: AtomicUsize::new(0),
             owner: none(),
             group: AtomicU64::new(0),
             chains: Chains { bucket: none(), group: none(), next: none(), prev: none() },
@@ -157,7 +158,7 @@ impl Head {
         self.forward() == FREE
     }
 
-    pub(crate) fn marks(&self) -> u32 {
+    pub(crate) fn marks(&self) -> usize {
         // Relaxed here and below: the lock of the live head orders it.
         self.marks.load(Ordering::Relaxed)
     }
@@ -167,7 +168,7 @@ impl Head {
         self.marks.store(self.marks() + 1, Ordering::Relaxed);
     }
 
-    fn sub_mark(&self) -> u32 {
+    fn sub_mark(&self) -> usize {
         debug_assert!(self.marks() > 0, "a mark is taken away once");
         let left = self.marks() - 1;
         self.marks.store(left, Ordering::Relaxed);

@@ -198,9 +198,13 @@ impl Registry {
         Some(slot)
     }
 
-    /// Gives a slot back whose data was dropped.
+    /// Gives a slot back whose data was dropped. One whose generations are used up is not used again: an
+    /// id of 2^32 registrations ago names nobody.
     pub(crate) fn free(&self, index: u32) {
         let _users = lock(&self.users);
+        if self.slot(index).is_none_or(Slot::is_worn_out) {
+            return;
+        }
         self.slots.put(index);
     }
 

@@ -298,6 +298,17 @@ impl Slot {
         self.generation.load(Ordering::Relaxed)
     }
 
+    /// Whether its generations are used up.
+    pub(crate) fn is_worn_out(&self) -> bool {
+        self.generation() == u32::MAX
+    }
+
+    /// As if the slot had been used that often.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn wear(&self, generation: u32) {
+        self.generation.store(generation, Ordering::Relaxed);
+    }
+
     /// Makes ids of this use of the slot stale.
     pub(crate) fn next_generation(&self) {
         self.generation.fetch_add(1, Ordering::Relaxed);

@@ -276,6 +276,25 @@ fn the_group_that_is_reclaimed_may_go_meanwhile() {
 // ---- registering and unregistering ----------------------------------------------------------
 
 #[test]
+fn a_slot_of_the_registry_whose_generations_are_used_up_is_not_used_again() {
+    let sim = Sim::new(Root::Untracked);
+    let register = || {
+        sim.register(Recipe::new("worn", Place::Direct, |_| RawCount::Empty, |_| RawScan::Stop)).0
+    };
+    let first = register();
+    assert!(sim.engine.unregister(first));
+    let slot = sim.engine.registry.slot(first.slot).expect("there");
+    slot.wear(u32::MAX - 1);
+    let last = register();
+    assert_eq!((last.slot, last.generation), (first.slot, u32::MAX - 1));
+    assert!(sim.engine.unregister(last));
+    let next = register();
+    assert_ne!(next.slot, first.slot, "the id of the first would be this one's");
+    assert!(!sim.engine.unregister(first) && !sim.engine.unregister(last));
+    assert!(sim.engine.unregister(next));
+}
+
+#[test]
 fn unregistering_waits_for_a_call_in_flight() {
     let sim = Sim::new(Root::Untracked);
     let group = sim.group(GroupRef::ROOT, "a", MIB);
