@@ -368,10 +368,13 @@ fn a_cache_that_is_gone_has_nothing() {
     let registration = ShrinkerBuilder::new("weak").in_group(&group).register(weak);
     assert_eq!(pages.fill(1000), 256);
     assert!(Raw::in_group(&group, 10 * PAGE).is_some(), "pages make room");
-    assert_eq!(Arc::strong_count(&pages), 1, "the registration does not keep it");
+    // A call in which the worker makes room may keep it for a moment.
+    wait_for("the registration does not keep it", || Arc::strong_count(&pages) == 1);
     drop(pages);
-    memcg::drain();
-    assert_eq!(group.usage(), 0);
+    wait_for("what it had goes", || {
+        memcg::drain();
+        group.usage() == 0
+    });
     assert!(group.reclaim(ALL).is_err());
     drop(registration);
 }
