@@ -54,6 +54,8 @@ pub(crate) fn current() -> Option<Panic> {
 /// # Examples
 ///
 /// ```
+/// # #[global_allocator]
+/// # static ALLOC: memcg::Memcg = memcg::Memcg::new();
 /// let reports = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
 /// let hook_reports = reports.clone();
 /// std::panic::set_hook(Box::new(move |_| {
