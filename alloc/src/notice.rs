@@ -36,6 +36,7 @@ use memcg_accounting::{
 };
 
 use crate::fork::{self, AtFork, Place};
+use crate::objects::Counted;
 use crate::process::{ENGINE, TREE};
 use crate::scope;
 use crate::threshold::Threshold;
@@ -52,6 +53,7 @@ pub(crate) struct State {
     /// Of a watch of pressure. Changes under the registry's lock.
     trigger: Option<Lock<Trigger>>,
     wakers: Wakers,
+    _counted: Counted,
 }
 
 /// A watch among others: unique while it lives.
@@ -110,8 +112,10 @@ impl State {
     ///
     /// # Errors
     ///
-    /// The system has no descriptor for it.
+    /// The system has no descriptor for it, or there are too many objects.
     pub(crate) fn new(group: GroupRef, threshold: Threshold) -> io::Result<Arc<Self>> {
+        let too_many = || io::Error::other("too many objects, see set_max_objects");
+        let counted = Counted::try_new().ok_or_else(too_many)?;
         let fd = new_eventfd(0)?;
         Ok(scope::unaccounted(|| {
             Arc::new(Self {
@@ -121,6 +125,7 @@ impl State {
                 is_closed: AtomicBool::new(false),
                 trigger: trigger(group, threshold).map(Lock::new),
                 wakers: Wakers::new(),
+                _counted: counted,
             })
         }))
     }

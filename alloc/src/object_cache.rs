@@ -8,6 +8,7 @@ use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::{Arc, OnceLock};
 
+use memcg_accounting::Name;
 use memcg_accounting::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use memcg_shrink::ShrinkerId;
 
@@ -18,6 +19,7 @@ use self::kept::{Evicts, Kept};
 use self::object::Place;
 use crate::error::OverLimit;
 use crate::guarded::Thrown;
+use crate::objects::Counted;
 use crate::path::Shown;
 use crate::process::ENGINE;
 use crate::scope::{self, fallible, unaccounted};
@@ -87,6 +89,7 @@ impl<T> RefUnwindSafe for ObjectCache<T> {}
 #[derive(Debug)]
 struct Shared<T> {
     name: Box<str>,
+    _counted: Counted,
     is_accounted: bool,
     /// Of a built cache.
     kept: Option<Kept<T>>,
@@ -168,7 +171,12 @@ impl<T> fmt::Debug for ObjectCache<T> {
 }
 
 impl<T> ObjectCache<T> {
-    /// A cache whose objects are charged to the group that is current where they are made.
+    /// A cache whose objects are charged to the group that is current where they are made. Of `name` 255 bytes are
+    /// kept, up to the end of a character.
+    ///
+    /// # Panics
+    ///
+    /// Panics where there are as many objects as [`set_max_objects`](crate::set_max_objects) has it.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self::make(name, true, None)
@@ -189,10 +197,13 @@ impl<T> ObjectCache<T> {
     }
 
     /// The cache's own record belongs to nobody.
+    #[track_caller]
     fn make(name: &str, is_accounted: bool, kept: Option<Kept<T>>) -> Self {
+        let counted = Counted::new();
         let shared = unaccounted(|| {
             Arc::new(Shared {
-                name: name.into(),
+                name: Name::cut(name).0.as_str().into(),
+                _counted: counted,
                 is_accounted,
                 kept,
                 shrinker: OnceLock::new(),

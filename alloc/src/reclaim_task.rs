@@ -30,6 +30,7 @@ use crate::error::{Error, path_of};
 use crate::fork::{self, AtFork, Place};
 use crate::group::{self, Group};
 use crate::guarded::guarded;
+use crate::objects::Counted;
 use crate::process::ENGINE;
 use crate::scope;
 use crate::wakers::{self, Wakers};
@@ -52,6 +53,8 @@ struct Task {
     is_cancelled: AtomicBool,
     errand: Lock<Errand>,
     waker: Wakers,
+    /// None: it ended as it began.
+    _counted: Option<Counted>,
 }
 
 /// All tasks that have not ended.
@@ -250,7 +253,8 @@ impl Group {
     /// ends early. Where no worker can be started it goes on at safe points (scope exit, polls,
     /// [`check`](Group::check), [`ReclaimTask::wait`]).
     ///
-    /// Allocates the task, which is charged to nobody.
+    /// Allocates the task, which is charged to nobody, and counts for
+    /// [`set_max_objects`](crate::set_max_objects): beyond it the task ends at once.
     ///
     /// # Errors
     ///
@@ -292,20 +296,22 @@ impl Group {
     /// ```
     pub fn reclaim_async(&self, bytes: u64) -> ReclaimTask {
         // Where nothing is charged there is nothing to reclaim, and nobody who would.
-        let is_installed = group::is_installed();
+        let counted = Counted::try_new().filter(|_| group::is_installed());
+        let is_begun = counted.is_some();
         let task = scope::unaccounted(|| {
             Arc::new(Task {
                 group: self.as_ref(),
                 path: path_of(self.as_ref()),
                 wanted: bytes,
                 progress: AtomicU64::new(0),
-                end: AtomicU32::new(if is_installed { RUNNING } else { SHORT }),
+                end: AtomicU32::new(if is_begun { RUNNING } else { SHORT }),
                 is_cancelled: AtomicBool::new(false),
                 errand: Lock::new(Errand::new(self.as_ref(), bytes)),
                 waker: Wakers::new(),
+                _counted: counted,
             })
         });
-        if is_installed {
+        if is_begun {
             fork::join(&AT_FORK);
             scope::unaccounted(|| lock(&TASKS).waiting.push_back(task.clone()));
             ENGINE.add_task();

@@ -13,6 +13,7 @@ use memcg_shrink::{Control, Place, RawCount, RawScan, RawShrinker, ShrinkerId, S
 
 use crate::group::{Group, Pinned};
 use crate::guarded::drop_payload;
+use crate::objects::Counted;
 use crate::path::Path;
 use crate::process::ENGINE;
 use crate::scope;
@@ -323,9 +324,10 @@ impl ShrinkerBuilder {
     /// See [`register_direct`](ShrinkerBuilder::register_direct), if `place` is direct.
     unsafe fn register_at(self, shrinker: Arc<dyn Shrinker>, place: Place) -> Registration {
         let Self { name, seeks, batch, group_aware, is_marked, starts_marked, only } = self;
+        let Some(counted) = Counted::try_new() else { return Registration { name, id: None } };
         let place_in_tree = only.as_ref().map(Group::pinned);
         // The box is the allocator's own, so it is charged to nobody.
-        let registered = Registered { shrinker, is_marked, only: place_in_tree };
+        let registered = Registered { shrinker, is_marked, only: place_in_tree, _counted: counted };
         let data = scope::unaccounted(|| Box::into_raw(Box::new(registered)));
         let raw = RawShrinker {
             data: data.cast_const().cast(),
@@ -362,7 +364,8 @@ impl ShrinkerBuilder {
 #[must_use = "dropping it unregisters the shrinker"]
 pub struct Registration {
     name: ShrinkerName,
-    /// None: the system had no memory for the record, so the shrinker is never asked.
+    /// None: the system had no memory for the record, or there are too many objects, so the
+    /// shrinker is never asked.
     id: Option<ShrinkerId>,
 }
 
@@ -415,6 +418,7 @@ struct Registered {
     is_marked: bool,
     /// The one group that it is asked for.
     only: Option<Pinned>,
+    _counted: Counted,
 }
 
 /// Runs `call` with the control as users see it. `None`: it panicked.

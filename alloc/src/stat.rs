@@ -6,7 +6,7 @@ use crate::class::Class;
 use crate::group::Group;
 use crate::peak::PeakReader;
 use crate::process::{ENGINE, TREE};
-use crate::{central, cooling, drain, maps, record, vector};
+use crate::{central, cooling, drain, maps, objects, record, vector};
 
 /// A group's figures, taken after a drain, so exact. Bytes unless named otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +67,8 @@ pub struct SelfStat {
     /// Those of them that have been inside one call of the program's code for longer than 20 ms: a shrinker, a waker, a
     /// hook. About 64 at most, of which 4 by wakers and hooks; each keeps its stack, some 20 KiB.
     pub held_workers: u64,
+    /// What [`set_max_objects`](crate::set_max_objects) bounds.
+    pub objects: u64,
 }
 
 impl Stat {
@@ -157,5 +159,6 @@ pub fn self_stat() -> SelfStat {
         overshot: engine.let_over,
         workers: u64::from(engine.workers),
         held_workers: u64::from(engine.held),
+        objects: objects::nr_objects(),
     }
 }

@@ -237,7 +237,7 @@ impl Group {
     pub fn watch(&self, threshold: Threshold) -> Result<Watch, Error> {
         threshold.check().map_err(|what| Error::invalid(self.as_ref(), what))?;
         group::prepare(|| path_of(self.as_ref()))?;
-        let no_fd = |error| Error::system_at(self.as_ref(), format!("no eventfd: {error}"));
+        let no_fd = |error| Error::system_at(self.as_ref(), format!("no watch: {error}"));
         // From here on the drop takes everything back.
         let watch = Watch { state: State::new(self.as_ref(), threshold).map_err(no_fd)? };
         let added = notice::add(&watch.state);

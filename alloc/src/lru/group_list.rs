@@ -10,6 +10,7 @@ use memcg_accounting::GroupRef;
 use memcg_shrink::{Added, Isolated, Links, ListLru, LruStatus, ShrinkerId, Wait, Walked};
 
 use crate::maps;
+use crate::objects::Counted;
 use crate::process::{ENGINE, TREE};
 
 /// Nodes that are taken out under one hold of a lock.
@@ -20,15 +21,21 @@ const BATCH: usize = 32;
 pub(crate) struct GroupList {
     list: ManuallyDrop<ListLru>,
     shrinker: OnceLock<ShrinkerId>,
+    _counted: Counted,
 }
 
 impl GroupList {
     /// An empty list.
+    ///
+    /// # Panics
+    ///
+    /// Panics beyond [`set_max_objects`](crate::set_max_objects).
     pub(crate) fn new() -> Self {
+        let counted = Counted::new();
         let Some(list) = ENGINE.lists().create(0) else {
             handle_alloc_error(Layout::new::<ListLru>())
         };
-        Self { list: ManuallyDrop::new(list), shrinker: OnceLock::new() }
+        Self { list: ManuallyDrop::new(list), shrinker: OnceLock::new(), _counted: counted }
     }
 
     /// Says which shrinker is marked where the list is not empty; the first time counts.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use memcg_accounting::Name;
+
 use super::ObjectCache;
 use super::kept::{Ctor, Kept, Reset, Shrink};
 use crate::path::Shown;
@@ -65,7 +67,7 @@ impl<T> fmt::Debug for ObjectCacheBuilder<T> {
 impl<T: Send + 'static> ObjectCacheBuilder<T> {
     pub(super) fn new(name: &str) -> Self {
         // Charged to nobody, as the cache itself is.
-        let name = unaccounted(|| name.to_owned());
+        let name = unaccounted(|| Name::cut(name).0.as_str().to_owned());
         Self { name, is_accounted: true, most_idle: None, ctor: None, reset: None, shrink: None }
     }
 
