@@ -350,7 +350,7 @@ impl Group {
     ///
     /// A charge looks at each level of its group, under a lock that it shares with other top-level
     /// groups. One that may have more than 64 levels below it shares its lock with such alone, and must be
-    /// [made so](GroupBuilder::max_depth). An accounted root has one lock for all.
+    /// [made so](crate::GroupBuilder::max_depth). An accounted root has one lock for all.
     ///
     /// # Errors
     ///
