@@ -83,6 +83,7 @@ const FORWARD: u32 = 1 << 31;
 pub(crate) struct Context {
     /// While the record is free, the next free one.
     link: AtomicU32,
+    /// The number of its top-level tree, which names the lock.
     stripe: AtomicU32,
     generation: AtomicU32,
     pins: AtomicU32,

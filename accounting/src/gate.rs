@@ -8,7 +8,8 @@
 //!   revoke == 0 ?   no: busy = 0, slow      wait until busy == 0
 //!   straight-line work                      work on the record
 //!   busy = 0 (Release)  ── read by ──►      (Acquire)
-//!   revoke (Acquire)    ◄── read by ──      revoke &= !DRAIN (Release), unlock
+//!   lock (Acquire)      ◄── read by ──      unlock (Release)
+//!   revoke &= !DRAIN, if no cut is under way
 //! ```
 //!
 //! Of the two stores before the fences, at least one is seen by the other side's load after
@@ -20,10 +21,10 @@
 //!   [`leave`](Gate::leave), or by the holder of the lock: the owner itself, on its slow path,
 //!   or a revoker that has seen `busy == 0` after the heavy fence.
 //! - `busy` covers straight-line code: no loop, lock, system call, user code, first touch.
-//! - `DRAIN` is set and cleared by the holder of the lock; the other reasons by whoever their
+//! - `DRAIN` is set and cleared by the holder of the lock, and stays set when a revoker is done: [`Cut`]; the other reasons by whoever their
 //!   documentation says.
 
-use crate::sync::{AtomicU32, Ordering, compiler_fence, fence, lock_tried, yield_now};
+use crate::sync::{AtomicBool, AtomicU32, Ordering, compiler_fence, fence, lock_tried, yield_now};
 
 /// Why an owner's fast path is closed: a set of bits, all of which cost it the same one test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +33,8 @@ pub struct Reason(u32);
 impl Reason {
     /// The empty set: the gate is open.
     pub const NONE: Reason = Reason(0);
-    /// Somebody is taking what the record holds. Set by the holder of the lock.
+    /// Somebody takes what the record holds, or has, and the owner was not back since: it opens the gate
+    /// [again](Gate::reopen). Set by the holder of the lock.
     pub const DRAIN: Reason = Reason(1);
     /// The owner reclaims: its frees are eager. Set by the owner.
     pub const RECLAIM: Reason = Reason(2);
@@ -97,6 +99,16 @@ pub(crate) enum Weakened {
     Lock,
     /// The Acquire of taking the lock and the Release of giving it back.
     LockOrder,
+    /// The owner's fence between opening its gate and its look whether a cut is under way.
+    ReopenFence,
+    /// That look.
+    ReopenLook,
+    /// The fence of a cut that begins.
+    BeginFence,
+    /// The Release of its end.
+    EndRelease,
+    /// The Acquire with which an owner sees it.
+    UnderWayAcquire,
 }
 
 /// The ordering at a site, or a relaxed one where a model weakens it.
@@ -126,6 +138,71 @@ macro_rules! step {
 }
 
 pub(crate) use step;
+
+/// Whether a cut is under way. Meanwhile no gate that is closed for [`Reason::DRAIN`] opens.
+///
+/// A cut stops the records whose gates are open, and leaves them closed. Of one that is closed still at
+/// the next cut, the owner has touched nothing since: the cut passes it by, if it knows that it wants
+/// nothing of what is there. The owner opens it again, on its slow path:
+///
+/// ```text
+///   owner (holds the lock)                  cut (one at a time)
+///   revoke &= !DRAIN                        under way
+///   fence (SeqCst)  ◄───── pairs with ────► fence (SeqCst)
+///   under way ?  yes: revoke |= DRAIN       revoke & DRAIN ?  no: lock it, stop it
+/// ```
+///
+/// Of the two stores before the fences, at least one is seen by the other side's load after them.
+#[derive(Debug)]
+pub struct Cut {
+    under_way: AtomicBool,
+    #[cfg(all(loom, test))]
+    pub(crate) weakened: Option<Weakened>,
+}
+
+impl Default for Cut {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cut {
+    crate::const_new! {
+        /// No cut is under way.
+        pub fn new() -> Self {
+            Self {
+                under_way: AtomicBool::new(false),
+                #[cfg(all(loom, test))]
+                weakened: None,
+            }
+        }
+    }
+
+    #[cfg(all(loom, test))]
+    fn is_weakened(&self, site: Weakened) -> bool {
+        self.weakened == Some(site)
+    }
+
+    /// A cut begins; the caller makes one at a time. Which gates are closed is looked at afterwards.
+    pub fn begin(&self) {
+        self.under_way.store(true, Ordering::Relaxed);
+        if step!(self, BeginFence) {
+            // Partner: the fence in `Gate::reopen`.
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// It is over. Release pairs with the Acquire in `is_under_way`: whoever works on a record that the cut passed
+    /// by comes after all that the cut did.
+    pub fn end(&self) {
+        self.under_way.store(false, at!(self, EndRelease, Release));
+    }
+
+    /// Whether one is under way.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.under_way.load(at!(self, UnderWayAcquire, Acquire))
+    }
+}
 
 impl Gate {
     crate::const_new! {
@@ -263,6 +340,25 @@ impl Gate {
     /// `enter`.
     pub fn restore(&self) {
         self.revoke.fetch_and(!Reason::DRAIN.0, at!(self, RestoreRelease, Release));
+    }
+
+    /// Opens, for the owner, which holds the lock, a gate that a revoker left closed. `false`: a
+    /// [cut](Cut) is under way, and the owner must leave the record alone.
+    #[must_use]
+    pub fn reopen(&self, cut: &Cut) -> bool {
+        if !self.reasons().has(Reason::DRAIN) {
+            return true;
+        }
+        self.open(Reason::DRAIN);
+        if step!(self, ReopenFence) {
+            // Partner: the fence in `Cut::begin`.
+            fence(Ordering::SeqCst);
+        }
+        if cut.is_under_way() && step!(self, ReopenLook) {
+            self.close(Reason::DRAIN);
+            return false;
+        }
+        true
     }
 
     /// The heavy fence of a model, which may leave it out.

@@ -57,7 +57,7 @@ pub use clock::{now_ms, now_us};
 pub use context::{Payer, Tag};
 pub use counter::{Charged, OverLimit, Want};
 pub use event::{EventKind, Events};
-pub use gate::{Gate, Reason};
+pub use gate::{Cut, Gate, Reason};
 pub use group::{GroupRef, OnLimit, Settings};
 pub use hands::Hands;
 pub use limit::{Limit, ParseLimitError};

@@ -31,7 +31,8 @@ pub enum Root {
     Accounted,
 }
 
-/// Locks that trees share; a tree keeps its lock for life.
+/// Locks that trees share. What records call their stripe is the number of their top-level tree, which it
+/// keeps for life; the lock is that of the number modulo [`STRIPES`].
 const SHALLOW: u32 = if cfg!(loom) { 2 } else { 64 };
 /// Locks of trees that may have more levels than [`DEPTH`](crate::DEPTH), which hold them for longer.
 const DEEP: u32 = if cfg!(loom) { 1 } else { 16 };
@@ -231,14 +232,21 @@ impl Tree {
         &self.stripes[(stripe % STRIPES) as usize]
     }
 
-    /// The `nth` lock, as often as it comes round, of those for deep trees or of the others.
+    /// The number of the `nth` tree of those that may be deep, or of the others: each has one of its own, until
+    /// there were some 2^31 of them, and the locks come round.
     pub(crate) fn stripe_of(is_deep: bool, nth: u32) -> u32 {
-        if is_deep { SHALLOW + nth % DEEP } else { nth % SHALLOW }
+        let (first, locks) = if is_deep { (SHALLOW, DEEP) } else { (0, SHALLOW) };
+        nth / locks % (u32::MAX / STRIPES) * STRIPES + first + nth % locks
+    }
+
+    /// Whether the lock of a tree of this number is the `nth` of all.
+    pub(crate) fn has_lock(stripe: u32, nth: u32) -> bool {
+        stripe % STRIPES == nth
     }
 
     /// Whether a lock is one for deep trees.
     pub(crate) fn is_deep(stripe: u32) -> bool {
-        stripe >= SHALLOW
+        stripe % STRIPES >= SHALLOW
     }
 
     /// What is charged to top-level groups with this lock.
@@ -608,6 +616,23 @@ impl Tree {
         }
         let slot = self.resolve(context)?;
         self.groups.get(slot).map(|group| Self::ref_to(slot, group))
+    }
+
+    /// The number of the top-level tree that `tag` belongs to: that of whoever it leads to, and never
+    /// another's while anything is charged through it. Two trees have one number only after 2^32 others.
+    #[inline]
+    #[must_use]
+    pub fn number_of(&self, tag: Tag) -> u32 {
+        // Relaxed: what is charged through the context keeps the number as it was when the caller was
+        // given something with this tag; of a tag that is not in use any answer will do.
+        self.context(tag).map_or(0, Context::stripe)
+    }
+
+    /// The number of the top-level tree that `group` is in: [`number_of`](Tree::number_of) each tag that
+    /// leads into its subtree. `None`: the reference is stale.
+    #[must_use]
+    pub fn number_of_group(&self, group: GroupRef) -> Option<u32> {
+        self.lock_group(group).map(|(_guard, record)| record.stripe())
     }
 
     /// Whether the group that pays for `tag` is `top` or below it. Everything is below the

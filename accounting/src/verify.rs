@@ -106,7 +106,7 @@ impl Tree {
         let tops = || self.live_groups().filter(|(slot, _)| self.counts(*slot));
         for stripe in 0..Tree::nr_stripes() {
             let usages = tops()
-                .filter(|(_, group)| group.up().is_none() && group.stripe() == stripe)
+                .filter(|(_, group)| group.up().is_none() && Self::has_lock(group.stripe(), stripe))
                 .map(|(_, group)| group.counter.usage());
             assert_eq!(self.usage_of_trees(stripe), usages.sum(), "usage of stripe {stripe}");
         }

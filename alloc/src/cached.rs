@@ -8,6 +8,7 @@
 //!
 //! - Each object in a magazine is charged through its tag, if it has one.
 //! - What was taken off a tag is in the stock or in the log until it is uncharged.
+//! - Whose objects lie below floors is in the [sums](Sums), and who has an entry in the stock.
 
 use memcg_accounting::sync::{AtomicU32, Ordering};
 use memcg_accounting::{MAX_UNSPENT, NotHandedOver, Payer, Stock, Tag, UnchargeLog};
@@ -15,10 +16,12 @@ use memcg_accounting::{MAX_UNSPENT, NotHandedOver, Payer, Stock, Tag, UnchargeLo
 use crate::central;
 use crate::class::Class;
 use crate::ledger;
-use crate::magazine::Magazines;
+use crate::magazine::{Magazines, UNSEEN};
 use crate::maps;
 use crate::process::{self, TREE};
 use crate::span::Span;
+use crate::subtree::Subtree;
+use crate::summary::{Notes, Sums};
 
 /// Bytes that are charged ahead at a time, at most.
 const BATCH: u64 = 32 << 10;
@@ -30,6 +33,8 @@ pub(crate) struct Cached {
     magazines: Magazines,
     stock: Stock,
     log: UnchargeLog,
+    /// Where it is known whose these are; before it is placed there is nothing.
+    sums: Option<&'static Sums>,
 }
 
 /// What [`Cached::alloc`] came to.
@@ -59,15 +64,21 @@ impl Cached {
         core::mem::offset_of!(Cached, magazines) + Magazines::FIRST_AT;
 
     pub(crate) const fn new() -> Self {
-        Self { magazines: Magazines::new(), stock: Stock::new(), log: UnchargeLog::new() }
+        Self {
+            magazines: Magazines::new(),
+            stock: Stock::new(),
+            log: UnchargeLog::new(),
+            sums: None,
+        }
     }
 
-    /// See [`Magazines::place`].
+    /// See [`Magazines::place`]. `sums`, which are empty, are kept from now on.
     ///
     /// # Safety
     ///
     /// The same.
-    pub(crate) unsafe fn place(&mut self, storage: *mut *mut u8) {
+    pub(crate) unsafe fn place(&mut self, storage: *mut *mut u8, sums: &'static Sums) {
+        self.sums = Some(sums);
         // SAFETY: by contract.
         unsafe { self.magazines.place(storage) };
     }
@@ -204,7 +215,10 @@ impl Cached {
 
     /// The object on top, after a refill for `current` if need be.
     fn refilled(&mut self, class: Class, current: Tag) -> Option<*mut u8> {
-        if self.magazines.get(class).peek().is_none() && self.refill(class) {
+        if self.magazines.get(class).peek().is_none()
+            && !self.magazines.lower_floor(class)
+            && self.refill(class)
+        {
             self.tag_ahead(class, current);
         }
         self.magazines.get(class).peek()
@@ -213,12 +227,17 @@ impl Cached {
     /// Makes fresh objects `current`'s, as far as what it has unspent goes: all at once here, they
     /// cost half of what each by itself would on its way out.
     fn tag_ahead(&mut self, class: Class, current: Tag) {
+        let unseen = self.magazines.len(class).min(UNSEEN / 2);
         if current.is_nobody() {
-            return;
+            return self.magazines.leave_unseen(class, unseen);
         }
+        if unseen < self.magazines.len(class) {
+            self.note_seen(current);
+        }
+        self.magazines.leave_unseen(class, unseen);
         let mut bytes = 0;
         let left = self.stock.bytes_of(current);
-        for &object in self.magazines.get(class).objects().iter().rev() {
+        for &object in self.magazines.objects(class).iter().rev() {
             // SAFETY: the object is in our magazine of its class.
             let slot = unsafe { maps::tag_slot(object, class) };
             if bytes + class.size() as u64 > left || Span::is_shared(slot) {
@@ -236,18 +255,50 @@ impl Cached {
         if self.push(class, object) {
             return;
         }
+        if self.magazines.raise_ceiling(class) {
+            if self.magazines.is_due() {
+                self.look();
+            }
+            let pushed = self.push(class, object);
+            debug_assert!(pushed, "there is room");
+            return;
+        }
         // A thread's first free of a class is of another thread's object, which lies beside others of that
         // thread: kept, it would be this one's next, in a cache line that both write to.
         if self.magazines.is_first_use(class) {
             return self.give_back(class, object);
         }
         if !self.grow(class) {
-            let half = self.magazines.get(class).len().div_ceil(2);
+            let half = self.magazines.len(class).div_ceil(2);
             self.flush(class, half);
         }
+        self.magazines.raise_ceiling(class);
         if !self.push(class, object) {
             // The budget has no room for even one object of this class.
             self.give_back(class, object);
+        }
+    }
+
+    fn note_seen(&self, tag: Tag) {
+        if let Some(sums) = self.sums {
+            sums.seen.add(TREE.number_of(tag));
+        }
+    }
+
+    /// Looks whose the objects above the floors are: they lie below them then.
+    fn look(&mut self) {
+        let Some(Sums { seen, .. }) = self.sums else { return };
+        let mut notes = Notes::new();
+        for class in self.magazines.open() {
+            for &object in self.magazines.unseen(class) {
+                // SAFETY: the object is in our magazine of its class.
+                let slot = unsafe { maps::tag_slot(object, class) };
+                let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
+                if !notes.has(tag) {
+                    notes.add(seen, tag, TREE.number_of(tag));
+                }
+            }
+            self.magazines.leave_unseen(class, 0);
         }
     }
 
@@ -259,7 +310,7 @@ impl Cached {
     }
 
     fn grow(&mut self, class: Class) -> bool {
-        let Self { magazines, stock, log } = self;
+        let Self { magazines, stock, log, .. } = self;
         magazines.grow(class, |magazines, victim, keep| {
             flush(magazines, stock, log, victim, keep);
         })
@@ -268,19 +319,19 @@ impl Cached {
     fn refill(&mut self, class: Class) -> bool {
         // A class that comes here again and again earns a larger magazine.
         self.grow(class);
-        let half = self.magazines.get(class).capacity().div_ceil(2).max(1);
-        let filled = self.magazines.get(class).fill(half, |out| central::take(class, out));
+        let half = self.magazines.capacity(class).div_ceil(2).max(1);
+        let filled = self.magazines.fill(class, half, |out| central::take(class, out));
         if filled > 0 {
             return true;
         }
         // The budget has no room for even one object: make some.
         self.make_room_for(class);
-        self.magazines.get(class).fill(1, |out| central::take(class, out)) > 0
+        self.magazines.fill(class, 1, |out| central::take(class, out)) > 0
     }
 
     /// Empties everything, so that any class can be granted room.
     fn make_room_for(&mut self, class: Class) {
-        if self.magazines.get(class).capacity() == 0 {
+        if self.magazines.capacity(class) == 0 {
             for other in Class::all() {
                 self.flush(other, usize::MAX);
             }
@@ -290,8 +341,8 @@ impl Cached {
 
     /// Gives the `n` oldest objects of a class back to their spans.
     fn flush(&mut self, class: Class, n: usize) {
-        let Self { magazines, stock, log } = self;
-        let keep = magazines.get(class).len().saturating_sub(n);
+        let Self { magazines, stock, log, .. } = self;
+        let keep = magazines.len(class).saturating_sub(n);
         flush(magazines, stock, log, class, keep);
     }
 
@@ -306,7 +357,17 @@ impl Cached {
 
     /// The same, with an entry that is made if need be, under the tree's lock; `false`: the payer is gone.
     pub(crate) fn settle(&mut self, payer: Payer, keep: Tag) -> bool {
+        if payer.tag.is_nobody() || self.stock.select(payer) {
+            return true;
+        }
+        self.note_payer(payer.tag);
         TREE.settle(&mut self.stock, payer, keep)
+    }
+
+    fn note_payer(&self, tag: Tag) {
+        if let Some(sums) = self.sums {
+            sums.payers.add(TREE.number_of(tag));
+        }
     }
 
     /// What a charge for `tag`, which has an entry, should take ahead.
@@ -358,36 +419,72 @@ impl Cached {
 
     // ---- drains -----------------------------------------------------------------------------
 
-    /// Uncharges everything cached that `wanted` names: tags are cleared, objects stay where
-    /// they are. Answers the bytes.
-    pub(crate) fn drain(&mut self, mut wanted: impl FnMut(Tag) -> bool) -> u64 {
-        let noted = self.log.peek().iter().filter(|(tag, _)| wanted(*tag));
+    /// Uncharges everything cached of `subtree`: tags are cleared, objects stay where they are. Answers the
+    /// bytes. Whose all others are has been looked at then.
+    pub(crate) fn drain(&mut self, subtree: &mut Subtree) -> u64 {
+        let noted = self.log.peek().iter().filter(|(tag, _)| subtree.has_tag(*tag));
         let mut bytes: u64 = noted.map(|(_, bytes)| bytes).sum();
-        for class in Class::all() {
+        bytes += self.drain_objects(subtree);
+        if self.sums.is_none_or(|sums| subtree.may_be_in(&sums.payers)) {
+            let log = &mut self.log;
+            self.stock.drain(
+                |tag| subtree.has_tag(tag),
+                |tag, unspent| {
+                    note(log, tag, unspent);
+                    bytes += unspent;
+                },
+            );
+        }
+        // Others' too: a record that is left closed has nothing that is nowhere summed up.
+        self.apply_log();
+        bytes
+    }
+
+    /// The objects among it: those above the floors, and where the subtree may be below them all.
+    fn drain_objects(&mut self, subtree: &mut Subtree) -> u64 {
+        let Self { magazines, log, sums, .. } = self;
+        let Some(Sums { seen, .. }) = sums.filter(|_| process::is_tracking()) else { return 0 };
+        let looks_at_all = subtree.may_be_in(seen);
+        if looks_at_all {
+            seen.clear();
+        }
+        let (mut bytes, mut notes) = (0, Notes::new());
+        for class in magazines.open() {
             let size = class.size() as u64;
-            for &object in self.magazines.get(class).objects() {
+            let objects = match looks_at_all {
+                true => magazines.objects(class),
+                false => magazines.unseen(class),
+            };
+            for &object in objects {
                 // SAFETY: the object is in our magazine of its class.
                 let slot = unsafe { maps::tag_slot(object, class) };
                 let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
-                if !tag.is_nobody() && wanted(tag) {
+                if notes.has(tag) {
+                    continue;
+                }
+                let tree = TREE.number_of(tag);
+                if subtree.has(tag, tree) {
                     slot.store(0, Ordering::Relaxed);
-                    note(&mut self.log, tag, size);
+                    note(log, tag, size);
                     bytes += size;
+                } else {
+                    notes.add(seen, tag, tree);
                 }
             }
+            magazines.leave_unseen(class, 0);
         }
-        let log = &mut self.log;
-        self.stock.drain(&mut wanted, |tag, unspent| {
-            note(log, tag, unspent);
-            bytes += unspent;
-        });
-        self.apply_log();
         bytes
     }
 
     /// Lets go of entries of groups that are gone, but not of `keep`'s.
     pub(crate) fn prune(&mut self, keep: Tag) {
         self.stock.prune(|tag| tag != keep && TREE.is_forwarded(tag), |tag| TREE.unpin(tag));
+        if let Some(sums) = self.sums {
+            sums.payers.clear();
+        }
+        for entry in self.stock.entries() {
+            self.note_payer(entry.payer.tag);
+        }
     }
 
     /// Gives everything back, and all room: the owner's next push or pop is on its slow path.
@@ -397,7 +494,7 @@ impl Cached {
         self.magazines.close();
     }
 
-    /// Gives the pages back that magazines had, if they have no room: for a record that is not used much.
+    /// Gives the pages back that magazines had, if they have no room: for a thread that is idle.
     pub(crate) fn give_pages_back(&mut self) {
         self.magazines.give_pages_back();
     }
@@ -406,12 +503,18 @@ impl Cached {
     pub(crate) fn empty(&mut self) {
         self.retire();
         self.stock.prune(|_| true, |tag| TREE.unpin(tag));
+        if let Some(sums) = self.sums {
+            sums.payers.clear();
+        }
     }
 
     /// Gives the objects back to their spans, for `purge`.
     pub(crate) fn flush_all(&mut self) {
-        for class in Class::all() {
+        for class in self.magazines.open() {
             self.flush(class, usize::MAX);
+        }
+        if let Some(sums) = self.sums {
+            sums.seen.clear();
         }
     }
 
@@ -439,7 +542,7 @@ impl Cached {
         self.magazines.check();
         self.stock.check();
         for class in Class::all() {
-            for &object in self.magazines.get(class).objects() {
+            for &object in self.magazines.objects(class) {
                 let span = maps::span_of(object.addr()).expect("a cached object has a span");
                 assert_eq!(span.class(), class, "a cached object is in its class's magazine");
                 let offset = object.addr() - span.base();
@@ -463,17 +566,16 @@ fn flush(
     keep: usize,
 ) {
     loop {
-        let magazine = magazines.get(class);
-        let n = magazine.len().saturating_sub(keep).min(FLUSH_BATCH);
+        let n = magazines.len(class).saturating_sub(keep).min(FLUSH_BATCH);
         if n == 0 {
             return;
         }
-        let batch = &magazine.objects()[..n];
+        let batch = &magazines.objects(class)[..n];
         untag_all(stock, log, batch, class);
         // SAFETY: the objects were cached, so they are free; their tags are cleared; they are
         // forgotten here in the next line.
         unsafe { central::give(class, batch) };
-        magazine.forget_oldest(n);
+        magazines.forget_oldest(class, n);
     }
 }
 
@@ -574,7 +676,7 @@ mod tests {
         let storage = vec![ptr::null_mut::<u8>(); crate::magazine::STORAGE_WORDS].leak();
         let mut cached = Cached::new();
         // SAFETY: the words are zeroed, and nobody else's for ever.
-        unsafe { cached.place(storage.as_mut_ptr()) };
+        unsafe { cached.place(storage.as_mut_ptr(), Box::leak(Box::new(Sums::new()))) };
         assert!(cached.settle(payer, Tag::NOBODY));
         let mut objects = [ptr::null_mut(); 128];
         assert_eq!(central::take(class, &mut objects), objects.len());

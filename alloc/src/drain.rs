@@ -2,9 +2,12 @@
 //!
 //! A drain stops the fast paths of the threads that it visits, all with one fence, takes what
 //! it wants and lets them go on. Meanwhile they use the bypass. The drain before a refusal is
-//! *one cut*: it visits every thread, and charges while all are still stopped. Visiting them
-//! one by one would prove nothing: one thread frees after its visit what another had reused
-//! before its own.
+//! *one cut*: it stops every thread that may have something of the group, and charges while all are
+//! still stopped. Visiting them one by one would prove nothing: one thread frees after its visit what
+//! another had reused before its own.
+//!
+//! A cut passes by whom an earlier one has left with a closed gate, if nothing of the group is known to be there
+//! ([`Cut`]): of the others it looks at what nobody has looked at yet ([summary](crate::summary)).
 //!
 //! Lock order: the drain mutex, then records' locks, then the tree's, then central lists'.
 //! Every wait has a bound: a thread that was stopped inside its straight-line work is given up
@@ -12,17 +15,24 @@
 
 use core::ptr;
 
-use memcg_accounting::sync::{AtomicU32, AtomicU64, Lock, Ordering, lock};
-use memcg_accounting::{BarrierKind, GroupRef, Tag, now_ms};
+use memcg_accounting::sync::{AtomicPtr, AtomicU32, AtomicU64, Lock, Ordering, lock};
+use memcg_accounting::{BarrierKind, Cut, GroupRef, Reason, now_ms};
 
 use crate::cached::Cached;
 use crate::fork::{AtFork, Place};
-use crate::process::{BARRIER, TREE};
+use crate::process::BARRIER;
 use crate::record::{self, Record};
+use crate::roster::{self, Slot, Swept};
+use crate::subtree::Subtree;
 use crate::{central, cooling, jemalloc};
 
 /// One drain at a time.
 pub(crate) static DRAIN: Lock<()> = Lock::new(());
+
+/// Whether one has threads stopped: see [`Cut`].
+pub(crate) static CUT: Cut = Cut::new();
+/// The first that it has stopped. The drain mutex guards the list.
+static STOPPED: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
 
 /// How long a drain waits for all threads together.
 const PATIENCE_MS: u32 = 100;
@@ -42,6 +52,7 @@ pub(crate) static AT_FORK: AtFork = AtFork {
     place: Place::Threads,
     prepare: || {
         core::mem::forget(lock(&DRAIN));
+        roster::lock_all();
         stop(&|_| true, FORK_PATIENCE_MS);
     },
     release: |in_child| {
@@ -49,6 +60,8 @@ pub(crate) static AT_FORK: AtFork = AtFork {
             record::take_over();
         }
         resume();
+        // SAFETY: `prepare` took it.
+        unsafe { roster::unlock_all() };
         // SAFETY: `prepare` took the mutex and forgot the guard.
         unsafe { DRAIN.force_unlock() };
     },
@@ -61,59 +74,99 @@ fn stop(pick: &dyn Fn(&Record) -> bool, patience_ms: u32) {
     NR_DRAINS.fetch_add(1, Ordering::Relaxed);
     let start = now_ms();
     let left = || patience_ms.saturating_sub(now_ms().wrapping_sub(start));
-    for record in record::all() {
-        let picked = record.is_claimed() && pick(record);
-        let locked = picked && record.gate.lock_within(left());
-        record.set_stopped(locked);
-        if locked {
-            record.gate.revoke();
-        } else if picked {
+    CUT.begin();
+    let (mut first, mut any_open) = (None, false);
+    for slot in roster::claimed().filter(|slot| pick(slot.record())) {
+        let gate = &slot.record().gate;
+        if !gate.lock_within(left()) {
             NR_GIVEN_UP.fetch_add(1, Ordering::Relaxed);
+        } else if slot.is_claimed() {
+            any_open |= !gate.reasons().has(Reason::DRAIN);
+            gate.revoke();
+            slot.set_stopped(true);
+            slot.set_next_stopped(first);
+            first = Some(slot);
+        } else {
+            gate.unlock();
         }
     }
-    fence_all();
-    for record in record::all().filter(|record| record.is_stopped()) {
-        if !record.gate.wait_idle(left()) {
+    STOPPED.store(
+        first.map_or(ptr::null_mut(), |slot| ptr::from_ref(slot).cast_mut()),
+        Ordering::Relaxed,
+    );
+    if any_open {
+        fence_all();
+    }
+    for slot in stopped() {
+        let gate = &slot.record().gate;
+        if !gate.wait_idle(left()) {
             NR_GIVEN_UP.fetch_add(1, Ordering::Relaxed);
-            record.set_stopped(false);
-            record.gate.restore();
-            record.gate.unlock();
+            slot.set_stopped(false);
+            gate.restore();
+            gate.unlock();
         }
     }
 }
 
+/// The records that are stopped.
+fn stopped() -> impl Iterator<Item = &'static Slot> {
+    // SAFETY: it is null or a slot, which lives for ever.
+    let first = unsafe { STOPPED.load(Ordering::Relaxed).as_ref() };
+    core::iter::successors(first, |slot| slot.next_stopped()).filter(|slot| slot.is_stopped())
+}
+
 /// Lets every stopped record go on.
 fn resume() {
-    for record in record::all().filter(|record| record.is_stopped()) {
-        record.set_stopped(false);
-        record.gate.restore();
-        record.gate.unlock();
+    resume_and(Gates::Opened);
+}
+
+/// How a drain leaves the gates of those that it had stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gates {
+    Opened,
+    /// For their owners to open. Only where whose all that is cached is has been looked at: see
+    /// [`Record::concerns`].
+    Closed,
+}
+
+fn resume_and(gates: Gates) {
+    CUT.end();
+    for slot in stopped() {
+        slot.set_stopped(false);
+        let gate = &slot.record().gate;
+        if gates == Gates::Opened {
+            gate.restore();
+        }
+        gate.unlock();
     }
+    STOPPED.store(ptr::null_mut(), Ordering::Relaxed);
 }
 
 /// Runs `work` on each claimed record that `pick` picks, stopped, and then `finish` while all
 /// of them still are. The drain mutex is held.
 fn with_stopped(
+    gates: Gates,
     pick: &dyn Fn(&Record) -> bool,
     work: &mut dyn FnMut(&Record, &mut Cached),
     finish: &mut dyn FnMut(),
 ) {
     stop(pick, PATIENCE_MS);
     // Also if a check panics in between: no record stays locked.
-    let _resume = Resume;
-    for record in record::all().filter(|record| record.is_stopped()) {
+    let mut resume = Resume(Gates::Opened);
+    for record in stopped().map(Slot::record) {
         // SAFETY: the record is stopped, and no other reference to its caches is made here.
         work(record, unsafe { record.cached() });
     }
+    resume.0 = gates;
     finish();
 }
 
 /// Lets every stopped record go on when it is dropped.
-struct Resume;
+struct Resume(Gates);
 
 impl Drop for Resume {
     fn drop(&mut self) {
-        resume();
+        resume_and(self.0);
     }
 }
 
@@ -134,41 +187,20 @@ fn pause_ms(ms: i64) {
     unsafe { libc::nanosleep(&raw const pause, ptr::null_mut()) };
 }
 
-/// Which tags a drain wants: those of a subtree. Remembers what it asked last, for objects of
-/// one payer come in runs.
-struct Subtree {
-    top: GroupRef,
-    last: Option<(Tag, bool)>,
-}
-
-impl Subtree {
-    const fn new(top: GroupRef) -> Self {
-        Self { top, last: None }
-    }
-
-    fn has(&mut self, tag: Tag) -> bool {
-        if self.top.is_root() {
-            return true;
-        }
-        match self.last {
-            Some((last, is)) if last == tag => is,
-            _ => {
-                let is = TREE.contains(self.top, tag);
-                self.last = Some((tag, is));
-                is
-            }
-        }
-    }
+/// Stops whoever may have something of `subtree`, takes it, then runs `finish`; answers the bytes. The drain mutex is
+/// held.
+fn take(subtree: &Subtree, finish: &mut dyn FnMut()) -> u64 {
+    let mut bytes = 0;
+    let mut wanted = subtree.clone();
+    let mut work = |_: &Record, cached: &mut Cached| bytes += cached.drain(&mut wanted);
+    with_stopped(Gates::Closed, &|record| record.concerns(subtree), &mut work, finish);
+    bytes
 }
 
 /// Takes back what every thread has cached of the subtree of `top`; answers the bytes.
 pub(crate) fn tidy(top: GroupRef) -> u64 {
     let _drain = lock(&DRAIN);
-    let mut bytes = 0;
-    let mut subtree = Subtree::new(top);
-    let mut work = |_: &Record, cached: &mut Cached| bytes += cached.drain(|tag| subtree.has(tag));
-    with_stopped(&|_| true, &mut work, &mut || ());
-    bytes
+    Subtree::of(top).map_or(0, |subtree| take(&subtree, &mut || ()))
 }
 
 /// The one cut: see the [module](self). `attempt` is made once before, for another drain may
@@ -179,11 +211,11 @@ pub(crate) fn cut(top: GroupRef, attempt: &mut dyn FnMut() -> bool) -> bool {
         return true;
     }
     let mut done = false;
-    let mut subtree = Subtree::new(top);
-    let mut work = |_: &Record, cached: &mut Cached| {
-        cached.drain(|tag| subtree.has(tag));
-    };
-    with_stopped(&|_| true, &mut work, &mut || done = attempt());
+    match Subtree::of(top) {
+        Some(subtree) => _ = take(&subtree, &mut || done = attempt()),
+        // The group is gone, and with it the limit.
+        None => done = attempt(),
+    }
     done
 }
 
@@ -194,24 +226,18 @@ pub(crate) fn everything<R>(f: impl FnOnce() -> R) -> Option<R> {
     let mut f = Some(f);
     let mut answer = None;
     let mut work = |record: &Record, cached: &mut Cached| {
-        cached.drain(|_| true);
+        cached.drain(&mut Subtree::all());
         cached.prune(record.current());
     };
-    with_stopped(&|_| true, &mut work, &mut || answer = f.take().map(|f| f()));
+    with_stopped(Gates::Closed, &|_| true, &mut work, &mut || answer = f.take().map(|f| f()));
     answer
 }
 
 /// Drains the threads that have passed no slow path since the last call: so garbage is bounded
-/// in time. Records that had no thread as long give their pages back. Answers whether any thread has something
-/// cached still.
+/// in time. Answers whether any thread has something cached still.
 pub(crate) fn idle_threads() -> bool {
     let _drain = lock(&DRAIN);
-    for record in record::all().filter(|record| record.is_free() && record.is_idle()) {
-        // SAFETY: it has no owner, and gets none while the drain mutex is held.
-        unsafe { record.cached() }.give_pages_back();
-    }
-    let busy = |record: &Record| record.is_claimed() && !record.is_drained();
-    if !record::all().any(busy) {
+    if roster::claimed().all(|slot| slot.record().is_drained()) {
         return false;
     }
     let pick = |record: &Record| record.is_idle() && !record.is_drained();
@@ -221,8 +247,21 @@ pub(crate) fn idle_threads() -> bool {
         cached.prune(record.current());
         record.set_drained();
     };
-    with_stopped(&pick, &mut work, &mut || ());
+    with_stopped(Gates::Closed, &pick, &mut work, &mut || ());
     true
+}
+
+/// Gives the pages of free records back that `picks` picks. Answers whether free records have pages still.
+fn sweep(picks: impl Fn(&Record) -> bool) -> bool {
+    loop {
+        let _drain = lock(&DRAIN);
+        // SAFETY: the record is free, and stays so while the drain mutex and the roster's lock are held.
+        let give_back = |record: &Record| unsafe { record.give_pages_back() };
+        let Swept { is_cut_short, has_more } = roster::sweep(&picks, give_back);
+        if !is_cut_short {
+            return has_more;
+        }
+    }
 }
 
 /// Ticks that follow the last one that found something to do: jemalloc's pages decay meanwhile.
@@ -232,7 +271,7 @@ const LAST_TICKS: u32 = 15;
 /// decayed. Answers whether it wants to be called again.
 pub(crate) fn tick() -> bool {
     static LEFT: AtomicU32 = AtomicU32::new(0);
-    let has_cached = idle_threads();
+    let has_cached = idle_threads() | sweep(Record::is_idle);
     let has_empty = central::release_empty(false);
     let has_warm = cooling::tick();
     jemalloc::decay();
@@ -249,7 +288,7 @@ pub(crate) fn tick() -> bool {
 /// Shows `look` what each thread caches, then runs `finish`, with all threads stopped.
 pub(crate) fn inspect(mut look: impl FnMut(&mut Cached), mut finish: impl FnMut()) {
     let _drain = lock(&DRAIN);
-    with_stopped(&|_| true, &mut |_, cached| look(cached), &mut finish);
+    with_stopped(Gates::Opened, &|_| true, &mut |_, cached| look(cached), &mut finish);
 }
 
 /// Bytes of objects that all threads cache.
@@ -294,8 +333,9 @@ pub fn purge() {
     {
         let _drain = lock(&DRAIN);
         let mut work = |_: &Record, cached: &mut Cached| cached.flush_all();
-        with_stopped(&|_| true, &mut work, &mut || ());
+        with_stopped(Gates::Opened, &|_| true, &mut work, &mut || ());
     }
+    sweep(|_| true);
     central::release_empty(true);
     cooling::all();
     jemalloc::purge();

@@ -4,6 +4,7 @@ use memcg_accounting::{GroupRef, Reason, Request, Tag};
 use memcg_shrink::{Caller, Errand, Host};
 
 use crate::process::ENGINE;
+use crate::roster::{self, Slot};
 use crate::scope::{self, Eager};
 use crate::{drain, hand, notice, panics, reclaim_task, record, refusal, wakers, worker};
 
@@ -12,15 +13,9 @@ pub(crate) struct Allocator;
 
 pub(crate) static HOST: Allocator = Allocator;
 
-/// How long a thread without a record waits for one before it does without reclaim: longer than
-/// one cut takes.
-const RECORD_WAIT_MS: u32 = 200;
-
 impl Host for Allocator {
     fn caller(&self) -> Caller {
-        // A thread that is new in the middle of a cut waits: without a request nothing would be
-        // reclaimed on its behalf.
-        let record = record::own_within(RECORD_WAIT_MS);
+        let record = record::own();
         Caller {
             request: record.map(|record| &record.request),
             reclaiming: scope::eager().depth > 0,
@@ -72,7 +67,8 @@ impl Host for Allocator {
     }
 
     fn each_busy(&self, look: &mut dyn FnMut(Tag)) {
-        for record in record::all().filter(|record| record.is_claimed() && !record.is_stalled()) {
+        let records = roster::claimed().map(Slot::record);
+        for record in records.filter(|record| !record.is_stalled()) {
             look(record.current());
         }
     }

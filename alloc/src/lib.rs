@@ -72,12 +72,15 @@ mod process;
 mod reclaim_task;
 mod record;
 mod refusal;
+mod roster;
 mod scope;
 mod shrinker;
 mod slow;
 mod span;
 mod start;
 mod stat;
+mod subtree;
+mod summary;
 mod threshold;
 mod trigger;
 #[cfg(doctest)]

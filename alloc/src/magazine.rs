@@ -1,9 +1,10 @@
 //! Magazines: a thread's stacks of free objects, one per class.
 //!
 //! ```text
-//!   bottom                top               limit
-//!     | object | object |  .  .  .  .  .  .  |  .  .  .  .  .  .  .  |
-//!     '--- cached ------'--- room ----------'--- not granted -------'
+//!   bottom      floor      top    ceiling   limit
+//!     | object | object | object |  .  .  .  |  .  .  .  .  |  .  .  .  .  |
+//!     '- looked at -----'- not --'
+//!     '--- cached ---------------'--- room ----------------'- not granted '
 //!
 //!   storage ──► | small | small | small | …          two or three pages of all classes
 //!           ──► |    large    |    large    | …      pages that go back when a thread is idle
@@ -14,9 +15,13 @@
 //! paths. A class that is granted no more than [`first`] has its words beside those of others, for a page of
 //! its own would hold little; with more it moves.
 //!
+//! The fast path knows `floor` and `ceiling` alone. Where it meets one of them, the slow path moves both, and
+//! whose the objects are that come to lie below the floor is looked at ([summary](crate::summary)), so that
+//! about [`UNSEEN`] objects at most are unknown to a cut. Until there is a group nobody looks.
+//!
 //! # Invariants
 //!
-//! - `bottom <= top <= limit`; the words `bottom .. top` are free objects of the class, each out of its span
+//! - `bottom <= floor <= top <= ceiling <= limit`; the words `bottom .. top` are free objects of the class, each out of its span
 //!   and in no other magazine.
 //! - `bottom` is the class's small home if its capacity is at most [`first`], else its large one.
 //! - `granted` is the sum over classes of capacity times object size, at most [`BUDGET`].
@@ -25,6 +30,7 @@
 use core::ptr;
 
 use crate::class::{self, Class, Reciprocal};
+use crate::process;
 use crate::vector;
 
 /// Bytes of objects that one thread may cache.
@@ -34,13 +40,19 @@ const MOST_OBJECTS: usize = 4096;
 /// The most bytes of one class.
 const MOST_BYTES: usize = 256 << 10;
 
+/// Objects above the floors of all of a thread's magazines at which it looks whose they are, once there is a group: a
+/// cut looks at them otherwise, and a batch of a thousand is looked at by nobody.
+pub(crate) const UNSEEN: usize = 1152;
+/// By how much a floor or a ceiling moves.
+const STEP: usize = 64;
+
 /// A stack of free objects. Pointers, not indices: a top-of-stack pointer measured faster.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Magazine {
     top: *mut *mut u8,
-    bottom: *mut *mut u8,
-    limit: *mut *mut u8,
+    floor: *mut *mut u8,
+    ceiling: *mut *mut u8,
     /// What finds an object's number in its span, beside what else an allocation reads.
     reciprocal: Reciprocal,
 }
@@ -48,7 +60,7 @@ pub(crate) struct Magazine {
 impl Magazine {
     const fn new() -> Self {
         let none = ptr::null_mut();
-        Self { top: none, bottom: none, limit: none, reciprocal: Reciprocal::NONE }
+        Self { top: none, floor: none, ceiling: none, reciprocal: Reciprocal::NONE }
     }
 
     /// That of the class.
@@ -57,13 +69,13 @@ impl Magazine {
         self.reciprocal
     }
 
-    /// The object on top.
+    /// The object on top, if it lies above the floor.
     #[inline(always)]
     pub(crate) fn peek(&self) -> Option<*mut u8> {
-        if self.top == self.bottom {
+        if self.top == self.floor {
             return None;
         }
-        // SAFETY: `bottom < top`, so the word below `top` is in the stack (type invariant).
+        // SAFETY: `floor < top`, so the word below `top` is in the stack (type invariant).
         let word = unsafe { self.top.sub(1) };
         // SAFETY: as above, and it was written when the object was pushed.
         Some(unsafe { word.read() })
@@ -73,76 +85,38 @@ impl Magazine {
     ///
     /// # Safety
     ///
-    /// The magazine is not empty.
+    /// `peek` answered one.
     #[inline(always)]
     pub(crate) unsafe fn drop_top(&mut self) {
-        // SAFETY: by contract `bottom < top`.
+        // SAFETY: by contract `floor < top`.
         self.top = unsafe { self.top.sub(1) };
     }
 
-    /// Puts a free object on top; `false`: there is no room.
+    /// Puts a free object on top; `false`: there is no room below the ceiling.
     #[inline(always)]
     pub(crate) fn push(&mut self, object: *mut u8) -> bool {
-        if self.top == self.limit {
+        if self.top == self.ceiling {
             return false;
         }
-        // SAFETY: `top < limit`, so the word is granted (type invariant).
+        // SAFETY: `top < ceiling <= limit`, so the word is granted (type invariant).
         unsafe { self.top.write(object) };
         // SAFETY: as above.
         self.top = unsafe { self.top.add(1) };
         true
     }
 
-    pub(crate) fn len(&self) -> usize {
-        (self.top.addr() - self.bottom.addr()) / size_of::<*mut u8>()
-    }
-
-    pub(crate) fn capacity(&self) -> usize {
-        (self.limit.addr() - self.bottom.addr()) / size_of::<*mut u8>()
-    }
-
-    /// The cached objects, oldest first.
-    pub(crate) fn objects(&self) -> &[*mut u8] {
-        if self.bottom.is_null() {
+    /// The objects above the floor, oldest first: whose they are nobody has looked at.
+    pub(crate) fn unseen(&self) -> &[*mut u8] {
+        if self.floor.is_null() {
             return &[];
         }
-        // SAFETY: the words `bottom .. top` are initialised (type invariant), and `&self`
-        // keeps them.
-        unsafe { core::slice::from_raw_parts(self.bottom, self.len()) }
+        // SAFETY: the words `floor .. top` are initialised (type invariant), and `&self` keeps them.
+        unsafe { core::slice::from_raw_parts(self.floor, words_between(self.floor, self.top)) }
     }
+}
 
-    /// Room for objects to be filled in by `fill`, which answers how many it wrote.
-    pub(crate) fn fill(
-        &mut self,
-        most: usize,
-        fill: impl FnOnce(&mut [*mut u8]) -> usize,
-    ) -> usize {
-        let room = (self.capacity() - self.len()).min(most);
-        if room == 0 {
-            return 0;
-        }
-        // SAFETY: the words `top .. limit` are granted and touched, so they are initialised.
-        let words = unsafe { core::slice::from_raw_parts_mut(self.top, room) };
-        let filled = fill(words).min(room);
-        // SAFETY: `filled <= room`.
-        self.top = unsafe { self.top.add(filled) };
-        filled
-    }
-
-    /// Forgets the `n` oldest objects, which the caller has given away.
-    pub(crate) fn forget_oldest(&mut self, n: usize) {
-        let n = n.min(self.len());
-        if n == 0 {
-            return;
-        }
-        let keep = self.len() - n;
-        // SAFETY: `n` words from the bottom are in the stack.
-        let rest = unsafe { self.bottom.add(n) };
-        // SAFETY: `keep` words follow `rest`; the ranges may overlap, which `copy` allows.
-        unsafe { ptr::copy(rest, self.bottom, keep) };
-        // SAFETY: `keep <= len`.
-        self.top = unsafe { self.bottom.add(keep) };
-    }
+fn words_between(from: *mut *mut u8, to: *mut *mut u8) -> usize {
+    (to.addr() - from.addr()) / size_of::<*mut u8>()
 }
 
 /// All magazines of a thread and the budget that they share.
@@ -150,6 +124,10 @@ impl Magazine {
 #[repr(C)]
 pub(crate) struct Magazines {
     of: [Magazine; class::COUNT],
+    /// A bit for each class that has room.
+    open: u64,
+    /// Words that each class is granted.
+    capacities: [u16; class::COUNT],
     granted: usize,
     /// Where the small homes are, and the large ones.
     homes: [*mut *mut u8; 2],
@@ -161,6 +139,7 @@ pub(crate) struct Magazines {
 }
 
 const _: () = assert!(class::COUNT <= u64::BITS as usize);
+const _: () = assert!(MOST_OBJECTS <= u16::MAX as usize);
 const _: () = assert!(size_of::<Magazine>() == class::STRIDE);
 
 /// The most objects that a class's magazine may hold.
@@ -216,6 +195,8 @@ impl Magazines {
     pub(crate) const fn new() -> Self {
         Self {
             of: [const { Magazine::new() }; class::COUNT],
+            open: 0,
+            capacities: [0; class::COUNT],
             granted: 0,
             homes: [ptr::null_mut(); 2],
             has_moved: false,
@@ -237,7 +218,7 @@ impl Magazines {
         for class in Class::all() {
             let home = self.home(class, 0);
             let magazine = self.get(class);
-            (magazine.top, magazine.bottom, magazine.limit) = (home, home, home);
+            (magazine.top, magazine.floor, magazine.ceiling) = (home, home, home);
             magazine.reciprocal = class.reciprocal();
         }
     }
@@ -258,9 +239,124 @@ impl Magazines {
         unsafe { &mut *place.cast::<Magazine>() }
     }
 
+    /// The classes that have room: where else nothing is cached.
+    pub(crate) fn open(&self) -> impl Iterator<Item = Class> + use<> {
+        let mut left = self.open;
+        core::iter::from_fn(move || {
+            let index = left.trailing_zeros() as usize;
+            left &= left.checked_sub(1)?;
+            Some(Class::nth(index))
+        })
+    }
+
+    pub(crate) fn len(&self, class: Class) -> usize {
+        words_between(self.bottom(class), self.of[class.index()].top)
+    }
+
+    pub(crate) fn capacity(&self, class: Class) -> usize {
+        usize::from(self.capacities[class.index()])
+    }
+
+    /// See [`Magazine::unseen`].
+    pub(crate) fn unseen(&self, class: Class) -> &[*mut u8] {
+        self.of[class.index()].unseen()
+    }
+
+    fn bottom(&self, class: Class) -> *mut *mut u8 {
+        if self.homes[0].is_null() {
+            return ptr::null_mut();
+        }
+        self.home(class, self.capacity(class))
+    }
+
+    /// The cached objects of a class, oldest first.
+    pub(crate) fn objects(&self, class: Class) -> &[*mut u8] {
+        let bottom = self.bottom(class);
+        if bottom.is_null() {
+            return &[];
+        }
+        // SAFETY: the words `bottom .. top` are initialised (type invariant), and `&self`
+        // keeps them.
+        unsafe { core::slice::from_raw_parts(bottom, self.len(class)) }
+    }
+
+    /// Room for objects of a class to be filled in by `fill`, which answers how many it wrote.
+    pub(crate) fn fill(
+        &mut self,
+        class: Class,
+        most: usize,
+        fill: impl FnOnce(&mut [*mut u8]) -> usize,
+    ) -> usize {
+        let room = (self.capacity(class) - self.len(class)).min(most);
+        if room == 0 {
+            return 0;
+        }
+        let top = self.get(class).top;
+        // SAFETY: the words `top .. limit` are granted and touched, so they are initialised.
+        let words = unsafe { core::slice::from_raw_parts_mut(top, room) };
+        let filled = fill(words).min(room);
+        // SAFETY: `filled <= room`.
+        let top = unsafe { top.add(filled) };
+        let magazine = self.get(class);
+        magazine.top = top;
+        // INVARIANT: the caller moves the floor, and with it the ceiling.
+        magazine.ceiling = magazine.ceiling.max(top);
+        filled
+    }
+
+    /// Forgets the `n` oldest objects of a class, which the caller has given away.
+    pub(crate) fn forget_oldest(&mut self, class: Class, n: usize) {
+        let len = self.len(class);
+        let n = n.min(len);
+        if n == 0 {
+            return;
+        }
+        let (bottom, keep) = (self.bottom(class), len - n);
+        // SAFETY: `n` words from the bottom are in the stack.
+        let rest = unsafe { bottom.add(n) };
+        // SAFETY: `keep` words follow `rest`; the ranges may overlap, which `copy` allows.
+        unsafe { ptr::copy(rest, bottom, keep) };
+        let unseen = self.get(class).unseen().len().min(keep);
+        // SAFETY: `keep <= len`.
+        self.get(class).top = unsafe { bottom.add(keep) };
+        self.leave_unseen(class, unseen);
+    }
+
+    /// Puts the floor `n` objects below the top, or on the bottom, and the ceiling a step above it. The caller
+    /// knows whose the objects are that lie below the floor then.
+    pub(crate) fn leave_unseen(&mut self, class: Class, n: usize) {
+        let n = n.min(self.len(class));
+        let magazine = self.get(class);
+        // SAFETY: `n` words below the top are in the stack.
+        magazine.floor = unsafe { magazine.top.sub(n) };
+        self.raise_ceiling(class);
+    }
+
+    /// Puts the ceiling a step above the top, or on the limit. `false`: there is no room.
+    pub(crate) fn raise_ceiling(&mut self, class: Class) -> bool {
+        let free = self.capacity(class) - self.len(class);
+        let room = if process::is_tracking() { free.min(STEP) } else { free };
+        let magazine = self.get(class);
+        // SAFETY: `free` words follow the top below the limit.
+        magazine.ceiling = unsafe { magazine.top.add(room) };
+        room != 0
+    }
+
+    /// Lets a class be taken from that has objects, but none above its floor. `false`: it is empty.
+    pub(crate) fn lower_floor(&mut self, class: Class) -> bool {
+        let unseen = self.unseen(class).len();
+        self.leave_unseen(class, unseen.max(STEP));
+        self.len(class) != 0
+    }
+
+    /// Whether so many objects lie above the floors that it is time to look whose they are.
+    pub(crate) fn is_due(&self) -> bool {
+        self.open().map(|class| self.unseen(class).len()).sum::<usize>() >= UNSEEN
+    }
+
     /// Bytes of objects that are cached.
     pub(crate) fn bytes(&self) -> usize {
-        Class::all().map(|class| self.of[class.index()].len() * class.size()).sum()
+        self.open().map(|class| self.len(class) * class.size()).sum()
     }
 
     /// Grants a class more room if the budget has it. `spare` is asked to empty a quiet class
@@ -271,7 +367,7 @@ impl Magazines {
         mut spare: impl FnMut(&mut Self, Class, usize),
     ) -> bool {
         self.used |= 1 << class.index();
-        let capacity = self.get(class).capacity();
+        let capacity = self.capacity(class);
         let wanted = (capacity * 2).clamp(first(class), most(class));
         if wanted <= capacity {
             return false;
@@ -286,10 +382,10 @@ impl Magazines {
             let victim = Class::from_index(u32::try_from(self.hand).unwrap_or(0));
             let quiet = self.used & 1 << self.hand == 0;
             self.used &= !(1 << self.hand);
-            if quiet && victim != class && self.get(victim).capacity() > 0 {
-                let half = self.get(victim).capacity() / 2;
+            if quiet && victim != class && self.capacity(victim) > 0 {
+                let half = self.capacity(victim) / 2;
                 spare(self, victim, half);
-                if self.get(victim).len() <= half {
+                if self.len(victim) <= half {
                     self.set_capacity(victim, half);
                 }
             }
@@ -300,7 +396,7 @@ impl Magazines {
     /// Whether a class has no room and this is the first time that some is missing; from now on it is not.
     pub(crate) fn is_first_use(&mut self, class: Class) -> bool {
         let bit = 1 << class.index();
-        let is_first = self.used & bit == 0 && self.get(class).capacity() == 0;
+        let is_first = self.used & bit == 0 && self.capacity(class) == 0;
         self.used |= bit;
         is_first
     }
@@ -308,7 +404,7 @@ impl Magazines {
     /// Takes all room back from empty magazines.
     pub(crate) fn close(&mut self) {
         for class in Class::all() {
-            if self.get(class).len() == 0 {
+            if self.len(class) == 0 {
                 self.set_capacity(class, 0);
                 self.used &= !(1 << class.index());
             }
@@ -325,23 +421,26 @@ impl Magazines {
 
     /// Changes the capacity of a class that has no more objects than that.
     fn set_capacity(&mut self, class: Class, capacity: usize) {
+        let (old, len, bottom) = (self.capacity(class), self.len(class), self.bottom(class));
+        debug_assert!(capacity >= len && capacity <= most(class));
         let home = self.home(class, capacity);
         self.has_moved |= capacity > first(class);
-        let magazine = self.get(class);
-        let (old, len) = (magazine.capacity(), magazine.len());
-        debug_assert!(capacity >= len && capacity <= most(class));
-        if home == magazine.bottom {
+        if home == bottom {
             touch(home, old, capacity);
         } else {
             touch(home, 0, capacity);
             // SAFETY: `len <= capacity`, the home has room for as many, and it is another one.
-            unsafe { ptr::copy_nonoverlapping(magazine.bottom, home, len) };
-            magazine.bottom = home;
-            // SAFETY: as above.
-            magazine.top = unsafe { home.add(len) };
+            unsafe { ptr::copy_nonoverlapping(bottom, home, len) };
         }
-        // SAFETY: the home has room for `capacity` words: `first` or `most`.
-        magazine.limit = unsafe { home.add(capacity) };
+        #[expect(clippy::cast_possible_truncation, reason = "at most `MOST_OBJECTS`")]
+        let granted = capacity as u16;
+        self.capacities[class.index()] = granted;
+        let bit = 1 << class.index();
+        self.open = if capacity == 0 { self.open & !bit } else { self.open | bit };
+        let unseen = self.get(class).unseen().len();
+        // SAFETY: as above.
+        self.get(class).top = unsafe { home.add(len) };
+        self.leave_unseen(class, unseen);
         self.granted += capacity * class.size();
         self.granted -= old * class.size();
     }
@@ -355,13 +454,14 @@ impl Magazines {
         let mut granted = 0;
         for class in Class::all() {
             let magazine = &self.of[class.index()];
-            assert!(magazine.len() <= magazine.capacity(), "{class:?} is within its capacity");
-            assert!(magazine.capacity() <= most(class), "{class:?} is within its storage");
-            if !self.homes[0].is_null() {
-                let home = self.home(class, magazine.capacity());
-                assert_eq!(magazine.bottom, home, "{class:?} is at home");
-            }
-            granted += magazine.capacity() * class.size();
+            let (bottom, capacity) = (self.bottom(class), self.capacity(class));
+            assert!(self.len(class) <= capacity, "{class:?} is within its capacity");
+            assert!(capacity <= most(class), "{class:?} is within its storage");
+            assert_eq!(capacity != 0, self.open >> class.index() & 1 != 0, "{class:?} is open");
+            let limit = bottom.wrapping_add(capacity);
+            let order = [bottom, magazine.floor, magazine.top, magazine.ceiling, limit];
+            assert!(order.is_sorted(), "{class:?} lies between its floor and its ceiling");
+            granted += capacity * class.size();
         }
         assert_eq!(granted, self.granted, "granted is the sum of the capacities");
         assert!(granted <= BUDGET, "a thread caches at most its budget");
@@ -404,15 +504,17 @@ mod tests {
         Class::of(Layout::from_size_align(size, 8).expect("a layout")).expect("a slab class")
     }
 
-    fn fill(magazine: &mut Magazine, objects: &mut impl Iterator<Item = usize>) {
-        while magazine.len() < magazine.capacity() {
+    fn fill(magazines: &mut Magazines, class: Class, objects: &mut impl Iterator<Item = usize>) {
+        while magazines.len(class) < magazines.capacity(class) {
             let object = objects.next().expect("it does not end");
-            assert!(magazine.push(ptr::without_provenance_mut(object)));
+            while !magazines.get(class).push(ptr::without_provenance_mut(object)) {
+                magazines.leave_unseen(class, 0);
+            }
         }
     }
 
-    fn addresses(magazine: &Magazine) -> Vec<usize> {
-        magazine.objects().iter().map(|object| object.addr()).collect()
+    fn addresses(magazines: &Magazines, class: Class) -> Vec<usize> {
+        magazines.objects(class).iter().map(|object| object.addr()).collect()
     }
 
     #[test]
@@ -421,27 +523,27 @@ mod tests {
         let mut objects = 1..;
         for class in Class::all() {
             magazines.set_capacity(class, first(class));
-            fill(magazines.get(class), &mut objects);
+            fill(&mut magazines, class, &mut objects);
         }
-        let all = |magazines: &mut Magazines| -> Vec<_> {
-            Class::all().map(|class| addresses(magazines.get(class))).collect()
+        let all = |magazines: &Magazines| -> Vec<_> {
+            Class::all().map(|class| addresses(magazines, class)).collect()
         };
-        let before = all(&mut magazines);
+        let before = all(&magazines);
         for class in Class::all() {
             magazines.set_capacity(class, most(class));
         }
-        assert_eq!(all(&mut magazines), before);
+        assert_eq!(all(&magazines), before);
         for class in Class::all() {
-            fill(magazines.get(class), &mut objects);
+            fill(&mut magazines, class, &mut objects);
         }
-        let more = all(&mut magazines);
+        let more = all(&magazines);
         for (class, (more, before)) in Class::all().zip(more.iter().zip(&before)) {
             assert_eq!(more.len(), most(class));
             assert!(more.starts_with(before));
-            magazines.get(class).forget_oldest(more.len() - 1);
+            magazines.forget_oldest(class, more.len() - 1);
             magazines.set_capacity(class, 1);
-            assert_eq!(addresses(magazines.get(class)), more[more.len() - 1..]);
-            magazines.get(class).forget_oldest(1);
+            assert_eq!(addresses(&magazines, class), more[more.len() - 1..]);
+            magazines.forget_oldest(class, 1);
         }
         magazines.close();
         magazines.check();
@@ -467,7 +569,7 @@ mod tests {
         magazines.close();
         magazines.give_pages_back();
         assert_ne!(resident(&magazines), 0, "an object is there");
-        magazines.get(class(8)).forget_oldest(1);
+        magazines.forget_oldest(class(8), 1);
         magazines.close();
         magazines.give_pages_back();
         assert_eq!(resident(&magazines), 0);

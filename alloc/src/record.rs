@@ -4,39 +4,41 @@
 //!   thread-local pointer ─► EMPTY            before first use: its gate is always closed
 //!                        ─► record           claimed: gate, current tag, caches, request
 //!                        ─► EMPTY            after exit: allocations take the bypass
-//!   RECORDS ─► record ─► record ─► …         append-only, never freed, claimed again
 //! ```
+//!
+//! Records are mapped once, never unmapped, and claimed again: [roster](crate::roster).
 //!
 //! # Invariants
 //!
 //! - `cached` is touched only as [`Gate`] says.
 //! - `current` is written by the owner alone. Where it is a tag, the record's stock has an
 //!   entry for it, so the tag is not reused; `UNSETTLED` is no object's tag.
+//! - `pending` is pinned: a payer that became current while somebody else had the record.
 //! - A free record caches nothing and pins nothing.
 //! - Once the process looks at tags every claimed record says so, before the first group is made.
-//! - Records are claimed under the drain mutex: none appears in the middle of a cut.
+//! - A record is claimed with its gate closed for [`Reason::DRAIN`]: in the middle of a cut its owner works
+//!   without it.
 
 use core::cell::{Cell, UnsafeCell};
 use core::ffi::c_void;
 use core::ptr;
 
-use memcg_accounting::sync::{
-    AtomicBool, AtomicPtr, AtomicU32, Guard, Ordering, fence, try_lock, yield_now,
-};
-use memcg_accounting::{BarrierKind, Gate, GroupRef, Payer, Reason, Request, SYSTEM, Tag, now_ms};
+use memcg_accounting::sync::{AtomicBool, AtomicU32, Ordering, fence};
+use memcg_accounting::{BarrierKind, Gate, GroupRef, Payer, Reason, Request, SYSTEM, Tag};
 
 use crate::cached::Cached;
-use crate::drain::DRAIN;
+use crate::drain::CUT;
 use crate::jemalloc;
 use crate::magazine;
 use crate::process::{self, BARRIER, ENGINE, TREE};
+use crate::roster;
 use crate::scope;
+use crate::subtree::Subtree;
+use crate::summary::Sums;
+use crate::vector;
 
 /// A current tag that no object has: the owner's next allocation settles who pays.
 const UNSETTLED: u32 = u32::MAX;
-
-/// How long the change of a scope waits for the end of a cut that another thread makes.
-const CUT_MS: u32 = 100;
 
 /// A thread's record. Zeros are one that caches nothing, with an open gate.
 #[derive(Debug)]
@@ -47,18 +49,20 @@ pub(crate) struct Record {
     /// [`process::is_tracking`], here on the line that the fast path reads anyway.
     tracks: AtomicBool,
     cached: UnsafeCell<Cached>,
+    /// Whose objects `cached` has, as far as is known.
+    sums: Sums,
     pub(crate) request: Request,
-    state: AtomicU32,
+    /// The number of the record's slot.
+    slot: AtomicU32,
+    /// The owner's alone: tag and generation.
+    pending: [AtomicU32; 2],
     /// Moves on at each slow path of the owner: a record that stays behind is idle.
     passes: AtomicU32,
     seen_passes: AtomicU32,
     /// Whether a drain of idle threads left nothing here; the next slow path clears it.
     is_drained: AtomicBool,
-    /// Whether a drain has the record stopped. The drain mutex guards it.
-    is_stopped: AtomicBool,
     /// Whether the owner waits for memory.
     is_stalled: AtomicBool,
-    next: AtomicPtr<Record>,
 }
 
 // A class is told by where its magazine is; they come first in `Cached`, and in `Magazines`.
@@ -69,16 +73,9 @@ const _: () = assert!(Cached::MAGAZINES_AT == 0);
 // other threads go through the lock and do not look at it); the rest is atomics.
 unsafe impl Sync for Record {}
 
-const FREE: u32 = 0;
-const CLAIMED: u32 = 1;
-/// Its owner did not survive a `fork` and left it in the middle of something.
-const LOST: u32 = 2;
-
 /// What a thread has before its first slow path and after its exit. Writable, for the fast path
 /// writes `busy` before it looks.
 static EMPTY: Record = Record::closed(Reason::EMPTY);
-static RECORDS: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
-static NR_CLAIMED: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
     static RECORD: Cell<&'static Record> = const { Cell::new(&EMPTY) };
@@ -100,14 +97,14 @@ impl Record {
             current: AtomicU32::new(UNSETTLED),
             tracks: AtomicBool::new(false),
             cached: UnsafeCell::new(Cached::new()),
+            sums: Sums::new(),
             request: Request::new(),
-            state: AtomicU32::new(FREE),
+            slot: AtomicU32::new(u32::MAX),
+            pending: [const { AtomicU32::new(0) }; 2],
             passes: AtomicU32::new(0),
             seen_passes: AtomicU32::new(0),
             is_drained: AtomicBool::new(true),
-            is_stopped: AtomicBool::new(false),
             is_stalled: AtomicBool::new(false),
-            next: AtomicPtr::new(ptr::null_mut()),
         }
     }
 
@@ -143,12 +140,39 @@ impl Record {
         unsafe { &mut *self.cached.get() }
     }
 
-    pub(crate) fn is_claimed(&self) -> bool {
-        self.state.load(Ordering::Acquire) == CLAIMED
+    /// Leaves nothing in it, no pins either.
+    ///
+    /// # Safety
+    ///
+    /// As for [`cached`](Record::cached), and the owner is the caller or does not exist.
+    unsafe fn empty(&self) {
+        // SAFETY: by contract.
+        unsafe { self.cached() }.empty();
+        TREE.unpin(self.set_pending(Payer::NOBODY).tag);
     }
 
-    pub(crate) fn is_free(&self) -> bool {
-        self.state.load(Ordering::Acquire) == FREE
+    /// The number of the record's slot.
+    pub(crate) fn slot(&self) -> u32 {
+        self.slot.load(Ordering::Relaxed)
+    }
+
+    /// Takes the lock for the owner, which is about to work on what the record caches. `false`: somebody else has
+    /// it, or a cut is under way.
+    pub(crate) fn try_own(&self) -> bool {
+        if !self.gate.try_lock() {
+            return false;
+        }
+        let is_open = self.gate.reopen(&CUT);
+        if !is_open {
+            self.gate.unlock();
+        }
+        is_open
+    }
+
+    /// Whether a cut for `subtree`, which has begun, must stop the record: for its gate is open, so that it may have
+    /// anything, or something of the subtree is known to be there.
+    pub(crate) fn concerns(&self, subtree: &Subtree) -> bool {
+        !self.gate.reasons().has(Reason::DRAIN) || self.sums.may_have(subtree)
     }
 
     /// Notes a slow path of the owner. Relaxed: hints for who looks for idle threads.
@@ -172,14 +196,6 @@ impl Record {
         self.is_drained.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.is_stopped.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_stopped(&self, stopped: bool) {
-        self.is_stopped.store(stopped, Ordering::Relaxed);
-    }
-
     /// Relaxed: it tells who is busy, and nothing else.
     pub(crate) fn is_stalled(&self) -> bool {
         self.is_stalled.load(Ordering::Relaxed)
@@ -199,13 +215,16 @@ impl Record {
     /// lock. Answers the payer.
     pub(crate) fn settle(&self) -> Payer {
         let payer = scope::current().payer();
+        let pending = self.set_pending(Payer::NOBODY);
         // That the current tag is the payer's says nothing: it is its entry's, and the scope may be a leaked
         // one, of an earlier user of the tag. So the stock is asked for the payer (`Tree::settle`).
         // SAFETY: the owner holds the lock, and no reference is kept.
         if unsafe { self.cached() }.settle(payer, self.current()) {
             self.set_current(payer.tag.to_bits());
+            TREE.unpin(pending.tag);
             return payer;
         }
+        TREE.unpin(pending.tag);
         // Its group went, and everything that it was charged for.
         scope::payer_is_gone();
         let root = scope::current().payer();
@@ -215,10 +234,38 @@ impl Record {
         self.settle()
     }
 
-    /// The record that was made before this one.
-    fn next(&self) -> Option<&'static Record> {
-        // SAFETY: links lead to records, which are never freed.
-        unsafe { self.next.load(Ordering::Acquire).as_ref() }
+    /// Notes who is pinned until the owner has its record; answers who was. The owner calls it.
+    fn set_pending(&self, payer: Payer) -> Payer {
+        let [tag, generation] = &self.pending;
+        let before = Payer {
+            tag: Tag::from_bits(tag.load(Ordering::Relaxed)),
+            generation: generation.load(Ordering::Relaxed),
+        };
+        if before != payer {
+            tag.store(payer.tag.to_bits(), Ordering::Relaxed);
+            generation.store(payer.generation, Ordering::Relaxed);
+        }
+        before
+    }
+
+    /// Keeps `payer`, which has become current while somebody else has the record, until the owner
+    /// [settles](Record::settle). One that is gone already is found to be then.
+    fn keep_pending(&self, payer: Payer) {
+        self.set_current(UNSETTLED);
+        let kept = if TREE.pin(payer) { payer } else { Payer::NOBODY };
+        let before = self.set_pending(kept);
+        TREE.unpin(before.tag);
+    }
+
+    /// Gives all pages back to the system: what is there is zeros then.
+    ///
+    /// # Safety
+    ///
+    /// The record is free, and stays so until this is done: nobody has anything to do with it.
+    pub(crate) unsafe fn give_pages_back(&self) {
+        let pages = ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: a record begins its mapping, which is as long, and by contract nobody reads what it holds.
+        unsafe { vector::give_back(pages, mapping_bytes()) };
     }
 }
 
@@ -227,21 +274,9 @@ pub(crate) fn is_empty() -> bool {
     ptr::eq(record(), &raw const EMPTY)
 }
 
-/// Every record, claimed or free.
-pub(crate) fn all() -> impl Iterator<Item = &'static Record> {
-    // SAFETY: the head is null or leads to a record, and records are never freed.
-    let first = unsafe { RECORDS.load(Ordering::Acquire).as_ref() };
-    core::iter::successors(first, |record| record.next())
-}
-
-/// How many threads have a record.
-pub(crate) fn nr_claimed() -> u32 {
-    NR_CLAIMED.load(Ordering::Relaxed)
-}
-
-/// Bytes of address space that records have mapped.
+/// Bytes of address space of records whose pages may be resident.
 pub(crate) fn metadata_bytes() -> usize {
-    all().count() * mapping_bytes()
+    roster::nr_with_pages() * mapping_bytes()
 }
 
 /// The calling thread's scope has changed, and `payer` pays: its record follows. A payer that the
@@ -272,41 +307,20 @@ fn settle_now() {
     }
     // The pin matters even if nothing is allocated: a scope that is leaked must not come to
     // mean a stranger.
-    // So it is worth the wait for the end of a cut, which is short, or given up.
-    let Some(record) = own_within(CUT_MS) else { return };
-    if record.gate.lock_within(CUT_MS) {
+    let Some(record) = own() else { return };
+    if record.try_own() {
         // An entry pins its payer: a drain of idle threads lets go of it.
         record.pass();
         record.settle();
         record.gate.unlock();
     } else {
-        record.set_current(UNSETTLED);
+        record.keep_pending(scope::current().payer());
     }
 }
 
 /// The calling thread's record, claimed if it has none. `None`: it can't have one now; its
 /// allocations take the bypass.
 pub(crate) fn own() -> Option<&'static Record> {
-    // No claim in the middle of a cut, and no wait for its end.
-    own_with(|| try_lock(&DRAIN))
-}
-
-/// The same for a thread that needs one, because it reclaims: it waits for the end of a cut, at
-/// most about `timeout_ms`. Not under a lock.
-pub(crate) fn own_within(timeout_ms: u32) -> Option<&'static Record> {
-    let start = now_ms();
-    own_with(|| {
-        loop {
-            let drain = try_lock(&DRAIN);
-            if drain.is_some() || now_ms().wrapping_sub(start) >= timeout_ms {
-                return drain;
-            }
-            yield_now();
-        }
-    })
-}
-
-fn own_with(take: impl FnOnce() -> Option<Guard<'static, ()>>) -> Option<&'static Record> {
     let record = record();
     if !ptr::eq(record, &raw const EMPTY) {
         return Some(record);
@@ -314,20 +328,32 @@ fn own_with(take: impl FnOnce() -> Option<Guard<'static, ()>>) -> Option<&'stati
     if EXITED.get() || !process::has_begun() {
         return None;
     }
-    let _drain = take()?;
-    let record = all().find(|record| record.is_free()).or_else(make)?;
-    if !process::arm_exit_hook(ptr::from_ref(record).cast()) {
-        return None;
-    }
+    let record = roster::claim(map, prepare)?;
     // While it lives: after its exit hook it may need large objects, or spans, for the first time.
     jemalloc::meet();
-    open(record);
     RECORD.set(record);
     Some(record)
 }
 
-/// Makes a free record a claimed one, under the drain mutex.
-fn open(record: &'static Record) {
+/// Makes a record ready for the calling thread, which is about to claim it.
+fn prepare(record: *mut Record, slot: u32, is_zero: bool) -> bool {
+    // SAFETY: the mapping is large enough, page-aligned, never unmapped, and no thread has it; zeros are a record.
+    let record = unsafe { &*record };
+    if is_zero {
+        begin(record);
+    }
+    let is_armed = process::arm_exit_hook(ptr::from_ref(record).cast());
+    if is_armed {
+        open(record, slot);
+    }
+    is_armed
+}
+
+/// Makes a free record one that its owner's first slow path opens.
+fn open(record: &'static Record, slot: u32) {
+    // A cut may be under way.
+    record.gate.close(Reason::DRAIN);
+    record.slot.store(slot, Ordering::Relaxed);
     if BARRIER.kind() == BarrierKind::Fence {
         record.gate.close(Reason::FENCE);
     }
@@ -348,8 +374,6 @@ fn open(record: &'static Record) {
         record.tracks.store(true, Ordering::Relaxed);
     }
     record.gate.open(Reason::EMPTY.and(Reason::EXITING));
-    record.state.store(CLAIMED, Ordering::Release);
-    TREE.set_nr_threads(NR_CLAIMED.fetch_add(1, Ordering::Relaxed) + 1);
 }
 
 /// Bytes of a record and the storage of its magazines.
@@ -357,12 +381,14 @@ fn mapping_bytes() -> usize {
     (size_of::<Record>() + magazine::STORAGE_WORDS * size_of::<*mut u8>()).next_multiple_of(4096)
 }
 
-/// Maps a record and appends it to the list. `None`: no memory.
-fn make() -> Option<&'static Record> {
-    let memory = (SYSTEM.map)(mapping_bytes());
-    if memory.is_null() {
-        return None;
-    }
+/// The pages of a record, or null: no memory.
+fn map() -> *mut Record {
+    (SYSTEM.map)(mapping_bytes()).cast()
+}
+
+/// Makes zeros a record that is closed.
+fn begin(record: &'static Record) {
+    let memory = ptr::from_ref(record).cast_mut().cast::<u8>();
     // INVARIANT: nothing behind the gate is the first to touch a page: the stock and the log are
     // as large as some pages, and most of them stay zeros.
     for page in (0..size_of::<Record>()).step_by(4096) {
@@ -371,9 +397,6 @@ fn make() -> Option<&'static Record> {
         // SAFETY: as above; it is ours, and holds zeros already.
         unsafe { byte.write_volatile(0) };
     }
-    // SAFETY: the mapping is large enough, page-aligned, never freed and not yet shared; zeros are
-    // a record, whose gate is open.
-    let record = unsafe { &*memory.cast::<Record>() };
     record.gate.close(Reason::EMPTY);
     record.set_current(UNSETTLED);
     record.set_drained();
@@ -383,12 +406,7 @@ fn make() -> Option<&'static Record> {
     // SAFETY: nobody else has the record yet.
     let cached = unsafe { record.cached() };
     // SAFETY: the storage is zeroed and this record's alone.
-    unsafe { cached.place(storage.cast()) };
-    // Claims are serialised by the drain mutex, so is this.
-    record.next.store(RECORDS.load(Ordering::Relaxed), Ordering::Relaxed);
-    // Release pairs with the Acquire in `all`.
-    RECORDS.store(ptr::from_ref(record).cast_mut(), Ordering::Release);
-    Some(record)
+    unsafe { cached.place(storage.cast(), &record.sums) };
 }
 
 /// Ends the calling thread's use of its record: the destructor of the exit key.
@@ -398,7 +416,11 @@ pub(crate) extern "C" fn on_thread_exit(value: *mut c_void) {
     EXITED.set(true);
     RECORD.set(&EMPTY);
     vacate(record);
-    set_free(record);
+    roster::give_back(record.slot());
+    if process::is_tracking() {
+        // Its pages go back after a while.
+        ENGINE.want_ticks();
+    }
 }
 
 /// Leaves nothing in the calling thread's record.
@@ -408,41 +430,37 @@ fn vacate(record: &Record) {
     // bound of its own.
     while !record.gate.lock_within(1000) {}
     // SAFETY: the lock is held, and the owner, which this is, is not in the gate.
-    unsafe { record.cached() }.empty();
+    unsafe { record.empty() };
     record.gate.close(Reason::EMPTY);
-    // Before it is free: a fork stops claimed records, and of a free one its child would have the lock for good.
+    if let Some(slot) = roster::slot(record.slot()) {
+        // With the lock held: who waits for it to stop the record looks again whether anybody has it.
+        slot.vacate();
+    }
     record.gate.unlock();
-}
-
-/// Makes a record that caches nothing free, and is closed.
-fn set_free(record: &Record) {
-    record.state.store(FREE, Ordering::Release);
-    TREE.set_nr_threads(NR_CLAIMED.fetch_sub(1, Ordering::Relaxed) - 1);
 }
 
 /// Takes over the records of threads that do not exist in this process: for the child of a
 /// `fork`, whose only thread calls it, with all records stopped. One that could not be stopped
 /// is lost, with what it caches: no drain waits for it.
 pub(crate) fn take_over() {
-    let own = record();
-    for record in all().filter(|record| record.is_claimed() && !ptr::eq(*record, own)) {
+    roster::take_over(record(), |slot| {
+        let record = slot.record();
+        if !slot.is_claimed() {
+            // Its thread may have been about to.
+            record.gate.unlock();
+            return true;
+        }
         // Its owner may have been reclaiming, for a charge or in the background; the next owner
         // finds it closed. Everything is below the root, so this gives all of its credit back.
         TREE.surrender_credit(&record.request, GroupRef::ROOT);
         TREE.close_request(&record.request);
-        if record.is_stopped() {
+        if slot.is_stopped() {
             // SAFETY: the record is stopped and its owner does not exist.
-            unsafe { record.cached() }.empty();
+            unsafe { record.empty() };
             record.gate.close(Reason::EMPTY);
-            record.state.store(FREE, Ordering::Relaxed);
-        } else {
-            record.state.store(LOST, Ordering::Relaxed);
         }
-    }
-    // A thread that began or ended may not have counted itself.
-    let claimed = all().filter(|record| record.is_claimed()).fold(0, |n, _| n + 1);
-    NR_CLAIMED.store(claimed, Ordering::Relaxed);
-    TREE.set_nr_threads(claimed);
+        slot.is_stopped()
+    });
 }
 
 /// Has every owner look at tags from now on.
@@ -455,16 +473,16 @@ pub(crate) fn start_tracking() {
     process::set_tracking();
     // Partner: the fence in `open`.
     fence(Ordering::SeqCst);
-    for record in all() {
-        record.tracks.store(true, Ordering::Relaxed);
+    for slot in roster::claimed() {
+        slot.record().tracks.store(true, Ordering::Relaxed);
     }
     EVERYWHERE.store(true, Ordering::Release);
 }
 
 /// Tells every owner that fences are full ones from now on.
 pub(crate) fn announce_fence() {
-    for record in all() {
-        record.gate.close(Reason::FENCE);
+    for slot in roster::claimed() {
+        slot.record().gate.close(Reason::FENCE);
     }
 }
 
@@ -474,6 +492,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::roster::Slot;
 
     #[test]
     fn a_scope_that_was_leaked_does_not_pay_as_the_next_user_of_its_tag() {
@@ -484,7 +503,7 @@ mod tests {
             if let Some(record) = own() {
                 break record;
             }
-            yield_now();
+            thread::yield_now();
         };
         let create = |name: &str| {
             let settings = memcg_accounting::Settings::default();
@@ -542,7 +561,7 @@ mod tests {
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork");
         if pid == 0 {
-            let is_lost = record.state.load(Ordering::Relaxed) == LOST;
+            let is_lost = roster::slot(record.slot()).is_some_and(Slot::is_lost);
             // SAFETY: it ends the child at once.
             unsafe { libc::_exit(i32::from(is_lost)) };
         }
@@ -577,10 +596,10 @@ mod tests {
         assert!(pid >= 0, "fork");
         if pid == 0 {
             // The child's thread may have taken it already.
-            let is_usable = record.is_free() || ptr::eq(record, super::record());
+            let is_usable = roster::slot(record.slot()).is_some_and(Slot::is_free)
+                || ptr::eq(record, super::record());
             let is_usable = is_usable && record.gate.try_lock();
-            let counts =
-                all().filter(|record| record.is_claimed()).count() == nr_claimed() as usize;
+            let counts = roster::claimed().count() == roster::nr_claimed() as usize;
             // SAFETY: it ends the child at once.
             unsafe { libc::_exit(i32::from(!is_usable) + 2 * i32::from(!counts)) };
         }

@@ -32,7 +32,7 @@ pub(crate) fn alloc(class: Class, root: Root) -> *mut u8 {
             return object;
         }
     }
-    if !record.gate.try_lock() {
+    if !record.try_own() {
         return bypass::alloc(class, root);
     }
     record.pass();
@@ -129,7 +129,7 @@ fn charge_and_retry(record: &Record, class: Class, payer: Payer, root: Root) -> 
 
 /// An object for a charge that was made, or null.
 fn hand_out(record: &Record, class: Class, charged: Charged, root: Root) -> *mut u8 {
-    if record.gate.reasons().has(CLOSED) || !record.gate.try_lock() {
+    if record.gate.reasons().has(CLOSED) || !record.try_own() {
         return bypass::take_paid(class, charged, root);
     }
     let need = class.size() as u64;
@@ -170,7 +170,7 @@ pub(crate) unsafe fn dealloc(object: *mut u8, class: Class, root: Root) {
             return;
         }
     }
-    if !record.gate.try_lock() {
+    if !record.try_own() {
         // SAFETY: by contract.
         return unsafe { bypass::dealloc(object, class) };
     }

@@ -6,7 +6,7 @@ use crate::class::Class;
 use crate::group::Group;
 use crate::peak::PeakReader;
 use crate::process::{ENGINE, TREE};
-use crate::{central, cooling, drain, maps, objects, record, vector};
+use crate::{central, cooling, drain, maps, objects, record, roster, vector};
 
 /// A group's figures, taken after a drain, so exact. Bytes unless named otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -152,7 +152,7 @@ pub fn self_stat() -> SelfStat {
         metadata: metadata as u64,
         tags: vector::bytes() as u64,
         returned: cooling::returned_bytes() as u64,
-        threads: u64::from(record::nr_claimed()),
+        threads: u64::from(roster::nr_claimed()),
         drains,
         given_up,
         cached: drain::cached_bytes(),

@@ -13,6 +13,8 @@ mod holds;
 #[cfg(loom)]
 mod loom_context;
 #[cfg(loom)]
+mod loom_cut;
+#[cfg(loom)]
 mod loom_exit;
 #[cfg(loom)]
 mod loom_gate;
