@@ -93,6 +93,21 @@ fn readers_of_peaks_go_in_any_order() {
 }
 
 #[test]
+fn a_snapshot_of_many_groups_stops_others_for_some_at_a_time() {
+    let running = running();
+    let parent = group("many");
+    let groups: Vec<_> = (0..2500).map(|i| parent.create(&i.to_string()).expect("fresh")).collect();
+    let value = reserve(&groups[2400], 100_000).expect("no limit");
+    let drains = memcg::self_stat().drains;
+    let stats = memcg::snapshot(&groups);
+    assert!(memcg::self_stat().drains >= drains + 3, "at most 1,024 at once");
+    assert_eq!(stats.len(), 2500);
+    assert!(stats[2400].usage >= 100_000 && stats[2399].usage == 0);
+    drop((value, groups));
+    check_at_rest(running);
+}
+
+#[test]
 fn it_is_installed() {
     let _running = running();
     assert!(memcg::is_installed());

@@ -87,6 +87,10 @@ pub(crate) enum Weakened {
     Unsure,
 }
 
+/// Levels that one look at a group unlinks: each is a walk over those above it, under the lock that all
+/// reclaimers need.
+const PRUNED: u32 = 64;
+
 /// What the lock guards beside the links.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -231,12 +235,11 @@ impl<'a> Locked<'a> {
     }
 
     /// Unlinks the group in `slot`, if nothing is marked in it or below it; and then those above
-    /// it of which that becomes true.
+    /// it of which that becomes true, [`PRUNED`] in all: the rest is a later walk's.
     pub(crate) fn prune(&mut self, slot: u32, in_use: Bits) {
         let mut at = slot;
-        while at != 0
-            && let Some(record) = self.groups.at(at)
-        {
+        for _ in 0..PRUNED {
+            let Some(record) = self.groups.at(at).filter(|_| at != 0) else { return };
             let links = &record.marked;
             let is_leaf = links.first.load(Ordering::Relaxed) == NONE;
             if !is_leaf || !self.is_linked(at) || !record.marks.read(in_use).is_empty() {
