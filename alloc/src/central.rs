@@ -170,7 +170,9 @@ impl Lists {
                 out[..found].iter().map(|out| out.addr() - base.addr()),
             );
         }
-        self.place(span, class);
+        if listed.is_misplaced() {
+            self.place(span);
+        }
         self.cooling.touch(span, cooling::ticks());
         found
     }
@@ -187,21 +189,18 @@ impl Lists {
             listed.nr_free as usize <= class.nr_objects(),
             "an object is given back once"
         );
-        if listed.place != Place::Lent {
-            self.place(span, class);
+        if listed.is_misplaced() {
+            self.place(span);
         }
         self.cooling.touch(span, now);
     }
 
     /// Puts a span where it belongs.
-    pub(crate) fn place(&mut self, span: &'static Span, class: Class) {
+    pub(crate) fn place(&mut self, span: &'static Span) {
         let (old, new) = with(span, |listed| {
-            let new = Place::of(listed.nr_free as usize, class);
-            (core::mem::replace(&mut listed.place, new), new)
+            let new = Place::of(listed.nr_free, listed.free.nr());
+            (listed.be_at(new), new)
         });
-        if old == new {
-            return;
-        }
         if let Some(list) = self.by_place.get_mut(old as usize) {
             list.unlink(span);
         }
@@ -215,7 +214,7 @@ impl Lists {
 
     /// Takes a span off its list, until [`place`](Self::place) is called for it.
     pub(crate) fn lend(&mut self, span: &'static Span) {
-        let old = with(span, |listed| core::mem::replace(&mut listed.place, Place::Lent));
+        let old = with(span, |listed| listed.be_at(Place::Lent));
         if let Some(list) = self.by_place.get_mut(old as usize) {
             list.unlink(span);
         }
@@ -249,7 +248,11 @@ impl Lists {
             with(span, |listed| {
                 let nr_in: usize = listed.free.runs().map(|run| run.len()).sum();
                 assert_eq!(nr_in, listed.nr_free as usize, "as many are in as are counted");
-                assert_eq!(listed.place, Place::of(nr_in, class), "a span is where it belongs");
+                let place = Place::of(listed.nr_free, listed.free.nr());
+                assert!(
+                    listed.place == place && !listed.is_misplaced(),
+                    "a span is where it belongs"
+                );
                 let free = cooling::free_pages(listed, class);
                 assert!(listed.returned.without(free).is_empty(), "what went back is free");
                 nr_cooling += usize::from(listed.is_cooling);
@@ -282,7 +285,7 @@ impl Lists {
     /// Gives the memory of an empty span, which is on no list but that of cooling, back.
     fn release(&mut self, class: Class, span: &'static Span) {
         self.cooling.forget(span);
-        with(span, |listed| listed.place = Place::Off);
+        with(span, |listed| listed.be_at(Place::Off));
         let memory = ptr::with_exposed_provenance_mut(span.base());
         maps::remove_span(span, class);
         span.end();

@@ -59,6 +59,7 @@ impl Cooling {
     }
 
     /// An object comes to the span, or goes from it.
+    #[inline(always)]
     pub(crate) fn touch(&mut self, span: &'static Span, now: u32) {
         let is_cooling = with(span, |listed| {
             listed.used = now;
@@ -69,6 +70,7 @@ impl Cooling {
         }
     }
 
+    #[inline(never)]
     fn queue(&mut self, span: &'static Span, now: u32) {
         with(span, |listed| (listed.is_cooling, listed.queued) = (true, now));
         self.spans.push_last(span);
@@ -216,7 +218,7 @@ fn cool(class: Class, age: u32, work: &mut usize) {
                 let mut lists = central::lists(class);
                 lists.cooling.nr_returned += given.len();
                 with(span, |listed| listed.returned = listed.returned.with(given));
-                lists.place(span, class);
+                lists.place(span);
             }
         }
     }

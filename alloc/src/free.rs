@@ -61,6 +61,11 @@ impl Free {
         true
     }
 
+    /// How many objects the span has.
+    pub(crate) fn nr(&self) -> u32 {
+        self.nr
+    }
+
     fn words(&mut self) -> &mut [u64] {
         debug_assert!(!self.words.is_null(), "the span was begun");
         // SAFETY: the storage has that many words, is never unmapped, and is this value's alone.

@@ -15,6 +15,7 @@
 //! - `base` is 0 while the record serves nothing.
 
 use core::cell::UnsafeCell;
+use core::ops::Range;
 use core::ptr;
 
 use memcg_accounting::Tag;
@@ -60,6 +61,8 @@ pub(crate) struct Listed {
     pub(crate) nr_free: u32,
     /// Where it is.
     pub(crate) place: Place,
+    /// How many objects are in of spans there: from the first on, and fewer than the second.
+    holds: [u16; 2],
     pub(crate) by_place: Link,
     /// When the last object came back, in milliseconds.
     pub(crate) emptied_ms: u32,
@@ -94,21 +97,40 @@ impl Place {
     /// Places that have a list.
     pub(crate) const LISTED: usize = 4;
 
-    /// That of a span with so many objects in.
-    pub(crate) fn of(nr_free: usize, class: Class) -> Self {
-        let nr = class.nr_objects();
-        let out = nr - nr_free;
-        if nr_free == 0 {
-            Self::Off
-        } else if out * 2 >= nr {
-            Self::Mostly
-        } else if out * 8 >= nr {
-            Self::Partly
-        } else if out > 0 {
-            Self::Sparse
-        } else {
-            Self::Empty
+    /// That of a span that has `nr_free` of its `nr` objects in.
+    pub(crate) fn of(nr_free: u32, nr: u32) -> Self {
+        let places = [Self::Off, Self::Mostly, Self::Partly, Self::Sparse];
+        let fits = |place: &Self| place.holds(nr).contains(&nr_free);
+        places.into_iter().find(fits).unwrap_or(Self::Empty)
+    }
+
+    /// How many of `nr` objects a span there has in.
+    pub(crate) fn holds(self, nr: u32) -> Range<u32> {
+        let (half, seven_eighths) = (nr / 2 + 1, nr - nr.div_ceil(8) + 1);
+        match self {
+            Self::Off => 0..1,
+            Self::Mostly => 1..half,
+            Self::Partly => half..seven_eighths,
+            Self::Sparse => seven_eighths..nr,
+            Self::Empty => nr..u32::MAX,
+            Self::Lent => 0..u32::MAX,
         }
+    }
+}
+
+impl Listed {
+    /// Notes where it is; answers where it was.
+    pub(crate) fn be_at(&mut self, place: Place) -> Place {
+        let holds = place.holds(self.free.nr());
+        self.holds = [holds.start, holds.end].map(|nr| u16::try_from(nr).unwrap_or(u16::MAX));
+        core::mem::replace(&mut self.place, place)
+    }
+
+    /// Whether it belongs elsewhere, by how much is in.
+    #[inline(always)]
+    pub(crate) fn is_misplaced(&self) -> bool {
+        let [from, to] = self.holds.map(u32::from);
+        self.nr_free < from || self.nr_free >= to
     }
 }
 
@@ -124,6 +146,7 @@ impl Record for Span {
                 free: Free::new(),
                 nr_free: 0,
                 place: Place::Off,
+                holds: [0, 1],
                 by_place: Link::new(),
                 emptied_ms: 0,
                 is_cooling: false,
@@ -253,6 +276,31 @@ impl Span {
             let tag = Tag::from_bits(slot.load(Ordering::Relaxed));
             if !tag.is_nobody() {
                 f(tag);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_number_of_objects_has_one_place() {
+        for class in Class::all() {
+            let nr = u32::try_from(class.nr_objects()).expect("few");
+            assert!(u16::try_from(nr).is_ok_and(|nr| nr < u16::MAX));
+            for nr_free in 0..=nr {
+                let out = nr - nr_free;
+                let place = match () {
+                    () if nr_free == 0 => Place::Off,
+                    () if out * 2 >= nr => Place::Mostly,
+                    () if out * 8 >= nr => Place::Partly,
+                    () if out > 0 => Place::Sparse,
+                    () => Place::Empty,
+                };
+                assert_eq!(Place::of(nr_free, nr), place, "{nr_free} of {nr}");
+                assert!(place.holds(nr).contains(&nr_free));
             }
         }
     }

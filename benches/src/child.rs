@@ -129,6 +129,8 @@ pub fn measure<A: Allocator, T: Tenants>(
             "full": memory.full,
             "tenth": memory.tenth,
             "empty": memory.empty,
+            "kept": memory.kept,
+            "later": memory.later,
         })
     });
     Some(json!({

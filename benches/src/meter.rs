@@ -60,6 +60,10 @@ pub struct Memory {
     pub tenth: u64,
     /// Some time after everything was freed.
     pub empty: u64,
+    /// When all but a few were freed, which are what was asked for then; 0 where that was not done.
+    pub kept: u64,
+    /// Ten seconds after.
+    pub later: u64,
 }
 
 /// Turns that are kept.

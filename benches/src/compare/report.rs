@@ -59,6 +59,9 @@ pub(super) const PEAK: &str = "peak RSS";
 pub(super) const FULL: &str = "RSS, all live";
 pub(super) const TENTH: &str = "RSS, 90 % freed";
 pub(super) const EMPTY: &str = "RSS, all freed";
+/// Above what was there before, when all but a few objects have just been freed.
+pub(super) const KEPT: &str = "RSS, few kept";
+pub(super) const LATER: &str = "RSS, few kept, 10 s later";
 
 impl Report {
     /// Of what was measured.
@@ -76,6 +79,18 @@ impl Report {
                     answers.iter().map(|rounds| rounds.iter().filter_map(read).collect()).collect();
                 rows.extend(row(&cells, name, family, unit, &values));
             };
+            let mib = |field: &'static str| {
+                move |answer: &Value| {
+                    let memory = &answer["memory"];
+                    let bytes = memory[field].as_f64()? - memory["before"].as_f64()?;
+                    Some(bytes.max(4096.0) / f64::from(1 << 20))
+                }
+            };
+            if name.starts_with("kept.") {
+                add(KEPT, "MiB", &mib("kept"));
+                add(LATER, "MiB", &mib("later"));
+                continue;
+            }
             if *family == Family::Memory {
                 // What the process had before is the binary's and the workload's table.
                 let above = |field: &'static str| {
@@ -104,7 +119,7 @@ impl Report {
     #[must_use]
     pub fn families(&self) -> Vec<&'static str> {
         let mut families: Vec<&'static str> = Family::ALL.map(Family::name).to_vec();
-        families.extend([PEAK, FULL, TENTH, EMPTY]);
+        families.extend([PEAK, FULL, TENTH, EMPTY, KEPT, LATER]);
         families.retain(|family| self.rows.iter().any(|row| row.family == *family));
         families
     }

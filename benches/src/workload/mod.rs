@@ -8,6 +8,7 @@ mod cache;
 mod churn;
 mod glibc;
 mod json;
+mod kept;
 mod large;
 mod larson;
 mod maps;
@@ -135,6 +136,7 @@ pub fn all<A: Allocator, T: Tenants>() -> Vec<Workload<A, T>> {
     cache::list(&mut all);
     tenants::list(&mut all);
     memory::list(&mut all);
+    kept::list(&mut all);
     all
 }
 
