@@ -187,6 +187,7 @@ fn types_of_memcg_accounting() {
         Charged: ALL;
         Child: ALL;
         CreateError: ALL;
+        Cut: ALL;
         Dying: ALL;
         Entry: ALL;
         EventKind: ALL;
