@@ -56,10 +56,12 @@ impl Pages {
         Pages((u128::MAX >> (u128::BITS as usize - (range.end - range.start))) << range.start)
     }
 
-    /// The pages of memory and tags that an object has a part of.
+    /// The pages of memory and tags that an object has a part of. What is left at the end of a span goes with the last one.
     pub(crate) fn around(class: Class, object: usize) -> Pages {
+        let is_last = object + 1 == class.nr_objects();
         let from = object * class.size();
-        let memory = from / PAGE..(from + class.size()).div_ceil(PAGE);
+        let end = if is_last { class.span_bytes() } else { from + class.size() };
+        let memory = from / PAGE..end.div_ceil(PAGE);
         let pages = Pages::of(memory);
         if tag_pages(class) == 0 {
             return pages;
@@ -68,8 +70,8 @@ impl Pages {
         pages.with(Pages::of(tags..tags + 1))
     }
 
-    /// The pages of memory and tags that these objects, a run of them, have for themselves. What is left at the end of a
-    /// span is nobody's.
+    /// The pages of memory and tags that these objects, a run of them, have for themselves; the last one has what is left
+    /// at the end.
     pub(crate) fn inside(class: Class, objects: Range<usize>) -> Pages {
         let is_last = objects.end == class.nr_objects();
         let end = if is_last { class.span_bytes() } else { objects.end * class.size() };
@@ -179,5 +181,18 @@ mod tests {
         let two = all.without(Pages::of(1..3));
         assert_eq!(two.runs(class).next(), Some(0..1));
         assert_eq!(two.runs(class).nth(1), Some(3..memory));
+    }
+
+    #[test]
+    fn what_one_object_has_a_part_of_is_free_no_more_once_it_is_out() {
+        for class in Class::all() {
+            let nr = class.nr_objects();
+            for object in [0, nr / 2, nr - 1] {
+                let all = Pages::inside(class, 0..nr);
+                let runs = [0..object, object + 1..nr].into_iter().filter(|run| !run.is_empty());
+                let left = runs.map(|run| Pages::inside(class, run)).fold(Pages::NONE, Pages::with);
+                assert_eq!(all.without(Pages::around(class, object)), left, "{class:?} {object}");
+            }
+        }
     }
 }
