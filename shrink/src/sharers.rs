@@ -208,13 +208,32 @@ pub(crate) fn of_kind(ranks: Bits, bit: Bit) -> Bits {
 }
 
 /// The bits of leaves that stand for the ranks up to `highest`.
+#[expect(clippy::cast_possible_truncation, reason = "there are four words")]
 pub(crate) fn ranks_up_to(highest: u32) -> Bits {
-    let mut bits = Bits::NONE;
-    for rank in 1..=highest.min(BITS_OF_A_KIND) {
-        for starts_marked in [false, true] {
-            let bit = Bit::new(rank - 1, starts_marked);
-            bits.0[bit.word()] |= bit.mask();
+    Bits(core::array::from_fn(|i| {
+        let before = (i % (WORDS / 2)) as u32 * 64;
+        let here = highest.min(BITS_OF_A_KIND).saturating_sub(before).min(64);
+        u64::MAX.checked_shr(64 - here).unwrap_or(0)
+    }))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_are_as_many_bits_of_each_kind() {
+        for highest in [0, 1, 63, 64, 65, 127, 128, 129, 1000] {
+            let ranks = ranks_up_to(highest);
+            assert_eq!(ranks.len(), 2 * highest.min(128));
+            for starts_marked in [false, true] {
+                let bit = Bit::new(7, starts_marked);
+                assert_eq!(of_kind(ranks, bit).len(), highest.min(128));
+                let has = |rank| {
+                    ranks.0[bit_of_rank(bit, rank).word()] & bit_of_rank(bit, rank).mask() != 0
+                };
+                assert!((1..=highest).all(has) && (highest >= 128 || !has(highest + 1)));
+            }
         }
     }
-    bits
 }
