@@ -35,7 +35,7 @@ use crate::links::{ByPlace, List};
 use crate::maps;
 use crate::pages::Pages;
 use crate::span::{Listed, Place, Span};
-use crate::{asan, jemalloc, ledger};
+use crate::{asan, jemalloc};
 
 /// Empty spans go back after this long.
 const DECAY_MS: u32 = 500;
@@ -311,7 +311,7 @@ fn begin(span: &'static Span, class: Class) -> bool {
         (listed.nr_free, listed.returned) = (nr, Pages::NONE);
         listed.free.begin(class)
     });
-    if !has_lists || !ledger::begin(span, class) {
+    if !has_lists || !span.begin_ledger(class) {
         return false;
     }
     let memory = jemalloc::alloc_span(bytes, CHUNK);

@@ -12,7 +12,7 @@ use core::ptr;
 use memcg_accounting::Tag;
 
 use crate::class::Class;
-use crate::edge::{ASAN, HARDENED};
+use crate::features::{ASAN, HARDENED};
 use crate::finding::{Of, What, stop};
 use crate::process::TREE;
 use crate::{jemalloc, ledger, maps};

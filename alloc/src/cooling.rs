@@ -26,7 +26,7 @@ use crate::fork::{self, AtFork};
 use crate::links::{ByAge, List};
 use crate::pages::{self, PAGE, Pages};
 use crate::span::{Listed, Place, Span};
-use crate::{edge, vector};
+use crate::{edge, features, os};
 
 /// Ticks, of 100 ms, that a span is left alone for after it was used.
 const COOL_TICKS: u32 = 10;
@@ -178,7 +178,7 @@ fn give_back(span: &Span, class: Class, pages: Pages) -> (Pages, usize) {
         runs += 1;
         // SAFETY: the pages lie in objects that are in, and stay in while the span is lent: nobody uses their memory, and
         // their tags are zeros, which nobody writes. Both lie in private anonymous mappings.
-        if unsafe { vector::give_back(place.cast(), run.len() * PAGE) } {
+        if unsafe { os::give_back(place.cast(), run.len() * PAGE) } {
             given = given.with(Pages::of(run));
         }
     }
@@ -187,7 +187,7 @@ fn give_back(span: &Span, class: Class, pages: Pages) -> (Pages, usize) {
 
 /// What these pages hold is about to be lost.
 fn blank(span: &Span, class: Class, pages: Pages) {
-    if !edge::BLANKS {
+    if !features::BLANKS {
         return;
     }
     // Nobody else gives pages back, and what comes meanwhile is no part of these.

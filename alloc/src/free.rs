@@ -13,7 +13,7 @@ use core::ops::Range;
 use core::ptr;
 
 use crate::class::Class;
-use crate::edge::HARDENED;
+use crate::features::HARDENED;
 use crate::{hardened, vector};
 
 const BITS: usize = u64::BITS as usize;

@@ -7,7 +7,7 @@ use memcg_accounting::Root;
 
 use crate::cached::Top;
 use crate::class::Class;
-use crate::{edge, large, record, slow};
+use crate::{edge, features, large, record, slow};
 
 /// The allocator: `#[global_allocator] static ALLOC: Memcg = Memcg::new();`.
 ///
@@ -167,7 +167,7 @@ unsafe impl GlobalAlloc for Memcg {
     #[inline]
     unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
         // SAFETY: by contract.
-        if edge::ACTIVE || !unsafe { dealloc_fast(object, layout) } {
+        if features::ACTIVE || !unsafe { dealloc_fast(object, layout) } {
             // SAFETY: by contract, and nothing has been done.
             unsafe { dealloc_slow(object, layout, self.root) }
         }

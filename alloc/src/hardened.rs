@@ -15,7 +15,7 @@ use core::ptr;
 
 use memcg_accounting::now_us;
 
-use crate::vector;
+use crate::os;
 
 /// From this size on, the pages of a freed large object are given back rather than written:
 /// they read as zeros, and those that were never touched stay so.
@@ -39,7 +39,7 @@ pub(crate) unsafe fn zero(memory: *mut u8, bytes: usize) {
 ///
 /// The same; it lies in a private anonymous mapping.
 pub(crate) unsafe fn zero_pages(memory: *mut u8, bytes: usize) {
-    if bytes < GIVE_BACK || !vector::pages_are_small() {
+    if bytes < GIVE_BACK || !os::pages_are_small() {
         // SAFETY: by contract.
         return unsafe { zero(memory, bytes) };
     }

@@ -11,7 +11,7 @@ use core::ptr;
 
 use tikv_jemalloc_sys as sys;
 
-use crate::edge::{ASAN, HARDENED};
+use crate::features::{ASAN, HARDENED};
 use crate::{asan, hardened};
 
 /// What jemalloc aligns everything to.

@@ -26,11 +26,9 @@ use memcg_accounting::Tag;
 use memcg_accounting::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::class::Class;
-use crate::edge::{CHECKS, LEDGER};
+use crate::features::{CHECKS, LEDGER};
 use crate::finding::{Of, What, stop};
 use crate::maps::{self, PAGE_SHIFT, PageMap};
-use crate::span::Span;
-use crate::vector;
 
 const OUT: u32 = 1 << 31;
 const FREED: u32 = 1 << 30;
@@ -54,41 +52,6 @@ fn layout_of(word: u32) -> Layout {
     Layout::from_size_align(size, align).unwrap_or(Layout::new::<()>())
 }
 
-/// Words of a span of `class`.
-fn len(class: Class) -> usize {
-    class.nr_objects() * if CHECKS { 2 } else { 1 }
-}
-
-/// Every object of a span, which serves `class` and is nobody's yet, was never out. `false`: no
-/// memory.
-pub(crate) fn begin(span: &Span, class: Class) -> bool {
-    if !LEDGER {
-        return true;
-    }
-    let mut words = span.ledger.load(Ordering::Relaxed);
-    if words.is_null() {
-        words = vector::take_other(len(class));
-        span.ledger.store(words, Ordering::Relaxed);
-    }
-    if words.is_null() {
-        return false;
-    }
-    for index in 0..len(class) {
-        entry(span, index).store(0, Ordering::Relaxed);
-    }
-    true
-}
-
-#[inline(always)]
-fn entry(span: &Span, index: usize) -> &'static AtomicU32 {
-    // Relaxed: made before the span's first object was handed out.
-    let words = span.ledger.load(Ordering::Relaxed);
-    // SAFETY: there is a word for each object, and callers stay below `len`.
-    let word = unsafe { words.add(index) };
-    // SAFETY: a ledger is never unmapped.
-    unsafe { &*word }
-}
-
 /// The word of an object.
 ///
 /// # Safety
@@ -98,7 +61,7 @@ fn entry(span: &Span, index: usize) -> &'static AtomicU32 {
 unsafe fn slot(object: *mut u8, class: Class) -> &'static AtomicU32 {
     // SAFETY: by contract.
     let span = unsafe { maps::span_of_object(object) };
-    entry(span, class.object_at(object.addr() - span.base()))
+    span.ledger_entry(class.object_at(object.addr() - span.base()))
 }
 
 /// Notes that an object goes out; answers whether it came back before.
@@ -152,7 +115,7 @@ pub(crate) fn live(object: *mut u8, class: Class, layout: Layout) -> &'static At
         let offset = object.addr().wrapping_sub(span.base());
         if offset < class.used_bytes() {
             let index = class.object_at(offset);
-            let slot = entry(span, index);
+            let slot = span.ledger_entry(index);
             if index * class.size() == offset && slot.load(Ordering::Relaxed) == word(layout) {
                 return slot;
             }
@@ -204,7 +167,7 @@ pub(crate) fn take_back(object: *mut u8, slot: &'static AtomicU32, class: Class,
 unsafe fn last(object: *mut u8, class: Class) -> &'static AtomicU32 {
     // SAFETY: by contract.
     let span = unsafe { maps::span_of_object(object) };
-    entry(span, class.nr_objects() + class.object_at(object.addr() - span.base()))
+    span.ledger_entry(class.nr_objects() + class.object_at(object.addr() - span.base()))
 }
 
 /// Who paid for an object when it came back last, as far as it is known.
@@ -227,11 +190,11 @@ fn diagnose(address: usize, layout: Layout) -> ! {
     if index >= class.nr_objects() {
         stop(What::Foreign, address, Of::Nothing, Tag::NOBODY);
     }
-    let (start, word) = (span.base() + index * class.size(), entry(span, index));
+    let (start, word) = (span.base() + index * class.size(), span.ledger_entry(index));
     let word = word.load(Ordering::Relaxed);
     let mut tag = span.tag_at(address);
     if CHECKS && word & (FREED | BLANK) != 0 {
-        let last = entry(span, class.nr_objects() + index);
+        let last = span.ledger_entry(class.nr_objects() + index);
         tag = Tag::from_bits(last.load(Ordering::Relaxed));
     }
     let what = match word {

@@ -30,8 +30,8 @@
 use core::ptr;
 
 use crate::class::{self, Class, Reciprocal};
+use crate::os;
 use crate::process;
-use crate::vector;
 
 /// Bytes of objects that one thread may cache.
 pub(crate) const BUDGET: usize = 384 << 10;
@@ -415,7 +415,7 @@ impl Magazines {
     pub(crate) fn give_pages_back(&mut self) {
         if self.granted == 0 && core::mem::take(&mut self.has_moved) {
             // SAFETY: no magazine is there, so what the words hold is nothing; they are whole pages.
-            unsafe { vector::give_back(self.homes[1].cast(), words(1) * size_of::<*mut u8>()) };
+            unsafe { os::give_back(self.homes[1].cast(), words(1) * size_of::<*mut u8>()) };
         }
     }
 

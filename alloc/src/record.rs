@@ -30,12 +30,12 @@ use crate::cached::Cached;
 use crate::drain::CUT;
 use crate::jemalloc;
 use crate::magazine;
+use crate::os;
 use crate::process::{self, BARRIER, ENGINE, TREE};
 use crate::roster;
 use crate::scope;
 use crate::subtree::Subtree;
 use crate::summary::Sums;
-use crate::vector;
 
 /// A current tag that no object has: the owner's next allocation settles who pays.
 const UNSETTLED: u32 = u32::MAX;
@@ -265,7 +265,7 @@ impl Record {
     pub(crate) unsafe fn give_pages_back(&self) {
         let pages = ptr::from_ref(self).cast_mut().cast();
         // SAFETY: a record begins its mapping, which is as long, and by contract nobody reads what it holds.
-        unsafe { vector::give_back(pages, mapping_bytes()) };
+        unsafe { os::give_back(pages, mapping_bytes()) };
     }
 }
 

@@ -23,6 +23,7 @@ use memcg_accounting::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use memcg_accounting::table::{NONE, Record};
 
 use crate::class::{Class, MAX_OBJECTS};
+use crate::features::{CHECKS, LEDGER};
 use crate::free::Free;
 use crate::links::Link;
 use crate::pages::Pages;
@@ -41,7 +42,7 @@ pub(crate) struct Span {
     class: AtomicU32,
     next_free: AtomicU32,
     /// See [`crate::ledger`]; null where none is kept.
-    pub(crate) ledger: AtomicPtr<AtomicU32>,
+    ledger: AtomicPtr<AtomicU32>,
     /// Guarded by the lock of the class's central list.
     pub(crate) central: UnsafeCell<Listed>,
 }
@@ -167,7 +168,43 @@ impl Record for Span {
     }
 }
 
+/// Words of the [ledger](crate::ledger) of a span of `class`.
+fn ledger_len(class: Class) -> usize {
+    class.nr_objects() * if CHECKS { 2 } else { 1 }
+}
+
 impl Span {
+    /// Every object of the span, which serves `class` and is nobody's yet, was never out. `false`: no
+    /// memory.
+    pub(crate) fn begin_ledger(&self, class: Class) -> bool {
+        if !LEDGER {
+            return true;
+        }
+        let mut words = self.ledger.load(Ordering::Relaxed);
+        if words.is_null() {
+            words = vector::take_other(ledger_len(class));
+            self.ledger.store(words, Ordering::Relaxed);
+        }
+        if words.is_null() {
+            return false;
+        }
+        for index in 0..ledger_len(class) {
+            self.ledger_entry(index).store(0, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// A word of the ledger, of which there are [`ledger_len`].
+    #[inline(always)]
+    pub(crate) fn ledger_entry(&self, index: usize) -> &'static AtomicU32 {
+        // Relaxed: made before the span's first object was handed out.
+        let words = self.ledger.load(Ordering::Relaxed);
+        // SAFETY: there is a word for each object, and callers stay below the length.
+        let word = unsafe { words.add(index) };
+        // SAFETY: a ledger is never unmapped.
+        unsafe { &*word }
+    }
+
     /// Makes the record serve the memory at `base`. Only the central list calls it, before any
     /// object is out.
     pub(crate) fn begin(&self, class: Class, base: usize) {

@@ -21,8 +21,9 @@
 use memcg_accounting::SYSTEM;
 use memcg_accounting::sync::{AtomicU32, AtomicUsize, Lock, Ordering, lock};
 
-use crate::edge::HARDENED;
+use crate::features::HARDENED;
 use crate::fork::{AtFork, Place};
+use crate::os;
 
 const PAGE: usize = 4096;
 /// Address space that is mapped at a time, with its guard pages if there are any; only touched
@@ -139,7 +140,7 @@ pub(crate) fn rest(vector: *mut AtomicU32, len: usize) {
     let bytes = bytes_of(len);
     if bytes >= PAGE {
         // SAFETY: whole pages, zeros by contract.
-        unsafe { give_back(vector, bytes) };
+        unsafe { os::give_back(vector.cast(), bytes) };
         return;
     }
     let _arena = lock(&ARENA_NOW);
@@ -147,7 +148,7 @@ pub(crate) fn rest(vector: *mut AtomicU32, len: usize) {
     debug_assert!(before > 0, "a vector rests once");
     if before == 1 {
         // SAFETY: a page of vectors that all hold zeros, and nobody else's.
-        unsafe { give_back(vector.wrapping_byte_sub(vector.addr() % PAGE), PAGE) };
+        unsafe { os::give_back(vector.wrapping_byte_sub(vector.addr() % PAGE).cast(), PAGE) };
     }
 }
 
@@ -157,22 +158,6 @@ pub(crate) fn wake(vector: *mut AtomicU32, len: usize) {
         let _arena = lock(&ARENA_NOW);
         live(vector).fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// Whether the system's pages are as large as is assumed here: larger ones can't be given back in part.
-pub(crate) fn pages_are_small() -> bool {
-    // SAFETY: it only answers.
-    unsafe { libc::sysconf(libc::_SC_PAGESIZE) == 4096 }
-}
-
-/// Gives pages back; they stay mapped. `false`: the system does not take them, for they are locked, say.
-///
-/// # Safety
-///
-/// They are a private anonymous mapping, and hold zeros or what nobody reads: it is zeros afterwards.
-pub(crate) unsafe fn give_back(pages: *mut AtomicU32, bytes: usize) -> bool {
-    // SAFETY: by contract.
-    pages_are_small() && unsafe { libc::madvise(pages.cast(), bytes, libc::MADV_DONTNEED) } == 0
 }
 
 /// Whoever is on the bypass may have one of the locks at that moment.
