@@ -7,6 +7,7 @@ mod bytes;
 mod depth;
 mod groups;
 mod lives;
+mod refusals;
 mod threads;
 
 use std::alloc::GlobalAlloc;
@@ -34,11 +35,12 @@ pub(crate) const ROOM: u64 = 8 << 30;
 /// Measures and prints one table, and answers what there is an aim for.
 type Section = fn(Scale) -> Result<Vec<Aim>, Box<dyn Error>>;
 
-const SECTIONS: [(&str, Section); 5] = [
+const SECTIONS: [(&str, Section); 6] = [
     ("groups", groups::run),
     ("threads", threads::run),
     ("depth", depth::run),
     ("lives", lives::run),
+    ("refusals", refusals::run),
     ("bytes", bytes::run),
 ];
 
