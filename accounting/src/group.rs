@@ -133,10 +133,9 @@ fn number_of(limit: Limit) -> u32 {
     limit.bytes().and_then(|bound| u32::try_from(bound).ok()).unwrap_or(u32::MAX)
 }
 
-/// What `life` holds: the state, the length of the name, the stripe.
+/// What `life` holds: the state, and the length of the name.
 const STATE: u32 = (1 << NAME_SHIFT) - 1;
 const NAME_SHIFT: u32 = 8;
-const STRIPE_SHIFT: u32 = 16;
 
 /// Handles that a group may have, users' and children's: as `Arc`.
 const MAX_HANDLES: u32 = 1 << 31;
@@ -159,6 +158,8 @@ pub(crate) struct Group {
     pub(crate) links: Links,
     generation: AtomicU32,
     life: AtomicU32,
+    /// The number of the top-level tree, whole: it names the lock, and is the context's too.
+    stripe: AtomicU32,
     handles: AtomicU32,
     /// What keeps the record from being another group's: see `topology.rs`.
     holds: AtomicU32,
@@ -204,6 +205,7 @@ impl Record for Group {
             },
             generation: zero(),
             life: AtomicU32::new(State::Free as u32),
+            stripe: zero(),
             handles: zero(),
             holds: zero(),
             context: zero(),
@@ -255,7 +257,8 @@ impl Group {
         self.name.store(kept.bytes, Ordering::Relaxed);
         self.handles.store(1, Ordering::Relaxed);
         self.holds.store(1, Ordering::Relaxed);
-        let life = stripe << STRIPE_SHIFT | u32::from(kept.len) << NAME_SHIFT;
+        self.stripe.store(stripe, Ordering::Relaxed);
+        let life = u32::from(kept.len) << NAME_SHIFT;
         self.life.store(life | State::Online as u32, Ordering::Relaxed);
     }
 
@@ -376,7 +379,7 @@ impl Group {
     }
 
     pub(crate) fn stripe(&self) -> u32 {
-        self.life.load(Ordering::Relaxed) >> STRIPE_SHIFT
+        self.stripe.load(Ordering::Relaxed)
     }
 
     /// What it knows of the groups below it, once it has had a child. Acquire pairs with the Release in

@@ -307,6 +307,12 @@ impl Tree {
         Tree::stripe_of(is_deep, *next)
     }
 
+    /// As if there had been that many top-level trees of either kind.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn skip_trees(&self, nth: u32) {
+        lock(&self.topology).next_stripe = [nth; 2];
+    }
+
     /// Whether children of `group` are trees of their own, each with its lock.
     fn is_top_of_trees(&self, group: GroupRef) -> bool {
         group.is_root() && self.root_kind() == Root::Untracked

@@ -93,3 +93,21 @@ fn a_tag_whose_generations_are_used_up_is_not_used_again() {
     charge(tree, next, 1);
     tree.check();
 }
+
+#[test]
+fn a_group_has_the_lock_and_the_number_of_its_context_after_any_number_of_trees() {
+    let tree = tree(Root::Untracked);
+    for nth in [0, 60_000, 1 << 24, u32::MAX - 70] {
+        tree.skip_trees(nth);
+        for _ in 0..100 {
+            let group = child(tree, ROOT, "a");
+            let tag = tree.payer(group).tag;
+            assert_eq!(tree.number_of_group(group), Some(tree.number_of(tag)), "tree {nth}");
+            charge(tree, group, 1);
+            assert!(tree.contains(group, tag));
+            tree.check();
+            tree.uncharge(tag, 1);
+            end(tree, group);
+        }
+    }
+}
