@@ -48,6 +48,7 @@ pub mod sync;
 pub mod table;
 mod topology;
 mod tree;
+mod turn;
 mod verify;
 mod walks;
 mod watch;
@@ -69,6 +70,7 @@ pub use source::{SYSTEM, Source};
 pub use stock::{Entry, MAX_UNSPENT, NotHandedOver, Stock, UnchargeLog};
 pub use topology::{CreateError, DEPTH, Dying};
 pub use tree::{Root, Tree};
+pub use turn::{Turn, Turns};
 pub use watch::{Bell, EventSet, NoWatch, Seen, Window};
 
 #[cfg(test)]

@@ -112,6 +112,41 @@ pub fn yield_now() {
     }
 }
 
+/// Sleeps while `word` is `seen`, about `timeout_ms` at most, until [`wake_on`] names the same bit. It may return for no
+/// reason, so the caller looks again.
+pub(crate) fn sleep_on(word: &AtomicU32, seen: u32, bit: u32, timeout_ms: i64) {
+    #[cfg(loom)]
+    let _ = (word, seen, bit, timeout_ms);
+    #[cfg(not(loom))]
+    {
+        let mut until = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `until` is a valid place for the answer; the call keeps nothing.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut until) };
+        let nanoseconds = until.tv_nsec + timeout_ms * 1_000_000;
+        until.tv_sec += nanoseconds / 1_000_000_000;
+        until.tv_nsec = nanoseconds % 1_000_000_000;
+        let operation = libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG;
+        let (until, none) = (&raw const until, core::ptr::null::<u32>());
+        // SAFETY: the word is a live, aligned u32; the time is valid for reading; the second word is not used.
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, seen, until, none, bit) };
+    }
+}
+
+/// Wakes all who [sleep on](sleep_on) this bit of `word`.
+pub(crate) fn wake_on(word: &AtomicU32, bit: u32) {
+    #[cfg(loom)]
+    let _ = (word, bit);
+    #[cfg(not(loom))]
+    {
+        let operation = libc::FUTEX_WAKE_BITSET | libc::FUTEX_PRIVATE_FLAG;
+        let none = core::ptr::null::<u32>();
+        // SAFETY: a wake takes the word's address as a name and touches nothing.
+        unsafe {
+            libc::syscall(libc::SYS_futex, word.as_ptr(), operation, i32::MAX, none, none, bit)
+        };
+    }
+}
+
 /// Declares `const fn` outside loom, whose atomics have no `const` constructor.
 #[macro_export]
 macro_rules! const_new {

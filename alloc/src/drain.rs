@@ -15,8 +15,8 @@
 
 use core::ptr;
 
-use memcg_accounting::sync::{AtomicPtr, AtomicU32, AtomicU64, Lock, Ordering, lock};
-use memcg_accounting::{BarrierKind, Cut, GroupRef, Reason, now_ms};
+use memcg_accounting::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use memcg_accounting::{BarrierKind, Cut, GroupRef, Reason, Turns, now_ms};
 
 use crate::cached::Cached;
 use crate::fork::{AtFork, Place};
@@ -26,8 +26,8 @@ use crate::roster::{self, Slot, Swept};
 use crate::subtree::Subtree;
 use crate::{central, cooling, jemalloc};
 
-/// One drain at a time.
-pub(crate) static DRAIN: Lock<()> = Lock::new(());
+/// One drain at a time, in the order in which they are wanted.
+static DRAIN: Turns = Turns::new();
 
 /// Whether one has threads stopped: see [`Cut`].
 pub(crate) static CUT: Cut = Cut::new();
@@ -51,7 +51,7 @@ pub(crate) fn counts() -> (u64, u64) {
 pub(crate) static AT_FORK: AtFork = AtFork {
     place: Place::Threads,
     prepare: || {
-        core::mem::forget(lock(&DRAIN));
+        core::mem::forget(DRAIN.wait());
         roster::lock_all();
         stop(&|_| true, FORK_PATIENCE_MS);
     },
@@ -62,8 +62,13 @@ pub(crate) static AT_FORK: AtFork = AtFork {
         resume();
         // SAFETY: `prepare` took it.
         unsafe { roster::unlock_all() };
-        // SAFETY: `prepare` took the mutex and forgot the guard.
-        unsafe { DRAIN.force_unlock() };
+        if in_child {
+            // SAFETY: `prepare` took the turn and forgot it; who waited is not here.
+            unsafe { DRAIN.force_end_alone() };
+        } else {
+            // SAFETY: `prepare` took the turn and forgot it.
+            unsafe { DRAIN.force_end() };
+        }
     },
     in_child: || (),
 };
@@ -199,14 +204,14 @@ fn take(subtree: &Subtree, finish: &mut dyn FnMut()) -> u64 {
 
 /// Takes back what every thread has cached of the subtree of `top`; answers the bytes.
 pub(crate) fn tidy(top: GroupRef) -> u64 {
-    let _drain = lock(&DRAIN);
+    let _drain = DRAIN.wait();
     Subtree::of(top).map_or(0, |subtree| take(&subtree, &mut || ()))
 }
 
 /// The one cut: see the [module](self). `attempt` is made once before, for another drain may
 /// have paid, and once while all threads are stopped. Answers whether one succeeded.
 pub(crate) fn cut(top: GroupRef, attempt: &mut dyn FnMut() -> bool) -> bool {
-    let _drain = lock(&DRAIN);
+    let _drain = DRAIN.wait();
     if attempt() {
         return true;
     }
@@ -222,7 +227,7 @@ pub(crate) fn cut(top: GroupRef, attempt: &mut dyn FnMut() -> bool) -> bool {
 /// Drains everything of everybody, lets go of groups that are gone, then runs `f` while all
 /// threads are stopped.
 pub(crate) fn everything<R>(f: impl FnOnce() -> R) -> Option<R> {
-    let _drain = lock(&DRAIN);
+    let _drain = DRAIN.wait();
     let mut f = Some(f);
     let mut answer = None;
     let mut work = |record: &Record, cached: &mut Cached| {
@@ -236,7 +241,7 @@ pub(crate) fn everything<R>(f: impl FnOnce() -> R) -> Option<R> {
 /// Drains the threads that have passed no slow path since the last call: so garbage is bounded
 /// in time. Answers whether any thread has something cached still.
 pub(crate) fn idle_threads() -> bool {
-    let _drain = lock(&DRAIN);
+    let _drain = DRAIN.wait();
     if roster::claimed().all(|slot| slot.record().is_drained()) {
         return false;
     }
@@ -254,7 +259,7 @@ pub(crate) fn idle_threads() -> bool {
 /// Gives the pages of free records back that `picks` picks. Answers whether free records have pages still.
 fn sweep(picks: impl Fn(&Record) -> bool) -> bool {
     loop {
-        let _drain = lock(&DRAIN);
+        let _drain = DRAIN.wait();
         // SAFETY: the record is free, and stays so while the drain mutex and the roster's lock are held.
         let give_back = |record: &Record| unsafe { record.give_pages_back() };
         let Swept { is_cut_short, has_more } = roster::sweep(&picks, give_back);
@@ -287,7 +292,7 @@ pub(crate) fn tick() -> bool {
 
 /// Shows `look` what each thread caches, then runs `finish`, with all threads stopped.
 pub(crate) fn inspect(mut look: impl FnMut(&mut Cached), mut finish: impl FnMut()) {
-    let _drain = lock(&DRAIN);
+    let _drain = DRAIN.wait();
     with_stopped(Gates::Opened, &|_| true, &mut |_, cached| look(cached), &mut finish);
 }
 
@@ -331,7 +336,7 @@ pub fn drain() {
 /// ```
 pub fn purge() {
     {
-        let _drain = lock(&DRAIN);
+        let _drain = DRAIN.wait();
         let mut work = |_: &Record, cached: &mut Cached| cached.flush_all();
         with_stopped(Gates::Opened, &|_| true, &mut work, &mut || ());
     }

@@ -28,6 +28,8 @@ mod loom_limit;
 mod loom_notice;
 #[cfg(loom)]
 mod loom_span;
+#[cfg(loom)]
+mod loom_turn;
 #[cfg(not(loom))]
 mod model;
 #[cfg(not(loom))]
@@ -44,6 +46,8 @@ mod stress;
 mod support;
 #[cfg(not(loom))]
 mod tree;
+#[cfg(not(loom))]
+mod turns;
 #[cfg(not(loom))]
 mod watch;
 #[cfg(not(loom))]
