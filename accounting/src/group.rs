@@ -183,6 +183,9 @@ pub(crate) struct Links {
     /// `u32::MAX`, as many as there can be, for no bound.
     max_descendants: AtomicU32,
     max_depth: AtomicU32,
+    /// See `objects.rs`; 0 for what was not set, else one more than the bound, and `u32::MAX` for none.
+    max_objects: AtomicU32,
+    nr_objects: AtomicU32,
 }
 
 impl Record for Group {
@@ -202,6 +205,8 @@ impl Record for Group {
                 chain: none(),
                 max_descendants: AtomicU32::new(u32::MAX),
                 max_depth: AtomicU32::new(u32::MAX),
+                max_objects: zero(),
+                nr_objects: zero(),
             },
             generation: zero(),
             life: AtomicU32::new(State::Free as u32),
@@ -251,6 +256,9 @@ impl Group {
         }
         self.set_max_descendants(Limit::Max);
         self.set_max_depth(Limit::Max);
+        for word in [&links.max_objects, &links.nr_objects] {
+            word.store(0, Ordering::Relaxed);
+        }
         self.context.store(context, Ordering::Relaxed);
         self.exact_until.store(0, Ordering::Relaxed);
         self.reclaimed.store(0, Ordering::Relaxed);
@@ -434,6 +442,36 @@ impl Group {
 
     pub(crate) fn set_max_depth(&self, limit: Limit) {
         self.links.max_depth.store(number_of(limit), Ordering::Relaxed);
+    }
+
+    /// Objects that count for it or for a group below it.
+    pub(crate) fn nr_objects(&self) -> u32 {
+        self.links.nr_objects.load(Ordering::Relaxed)
+    }
+
+    /// One more, if there are less than `max`; else answers how many there are. Release, as in `Below::join`.
+    pub(crate) fn join_objects(&self, max: u64) -> Result<(), u64> {
+        let more = |nr: u32| (u64::from(nr) < max).then(|| nr.checked_add(1)).flatten();
+        let nr = &self.links.nr_objects;
+        nr.fetch_update(Ordering::Release, Ordering::Relaxed, more).map(drop).map_err(u64::from)
+    }
+
+    pub(crate) fn leave_objects(&self) {
+        self.links.nr_objects.fetch_sub(1, Ordering::Release);
+    }
+
+    /// `None`: nothing was set.
+    pub(crate) fn max_objects(&self) -> Option<Limit> {
+        match self.links.max_objects.load(Ordering::Relaxed) {
+            0 => None,
+            u32::MAX => Some(Limit::Max),
+            more => Some(Limit::Bytes(u64::from(more) - 1)),
+        }
+    }
+
+    pub(crate) fn set_max_objects(&self, limit: Limit) {
+        let word = number_of(limit).saturating_add(1);
+        self.links.max_objects.store(word, Ordering::Relaxed);
     }
 
     /// Events of the group itself: those of its subtree without those below it. Called with the stripe locked;

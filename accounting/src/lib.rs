@@ -39,6 +39,7 @@ mod hash;
 mod index;
 mod limit;
 mod name;
+mod objects;
 mod protection;
 mod reading;
 mod request;

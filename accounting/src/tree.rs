@@ -103,6 +103,8 @@ pub(crate) enum Weakened {
     LastAgain,
     /// Asking again who pays, where the one who did went in between.
     AskAgain,
+    /// One step for the look at how many objects there are and for one more.
+    OneStep,
 }
 
 impl core::fmt::Debug for Tree {

@@ -119,6 +119,7 @@ impl Tree {
         let children = Scratch::new(self, words);
         let online_children = Scratch::new(self, words);
         let descendants = Scratch::new(self, words);
+        let objects = Scratch::new(self, words);
         let has_left = |group: &Group| group.state() == State::Held;
         for (slot, group) in self.used_groups().filter(|(slot, g)| *slot != 0 && !has_left(g)) {
             let parent = group.parent();
@@ -130,6 +131,7 @@ impl Tree {
             }
             let online = group.state() == State::Online;
             online_children.add(parent, u64::from(online));
+            objects.add(parent, if online { group.nr_objects().into() } else { 0 });
             let name = crate::topology::bytes_of(group);
             let hash = self.key.hash(parent, name);
             let found = topology.index.find(&self.groups, parent, name, hash);
@@ -147,6 +149,10 @@ impl Tree {
             let nr = u64::from(group.nr_descendants());
             let is_right = nr == descendants.get(slot) || !self.walks.none_since(moment);
             assert!(is_right, "group {slot} counts {nr} descendants of {}", descendants.get(slot));
+            let nr = u64::from(group.nr_objects());
+            let is_online = group.state() == State::Online && slot != 0;
+            let is_right = !is_online || nr >= objects.get(slot) || !self.walks.none_since(moment);
+            assert!(is_right, "group {slot} counts {nr} objects, below are {}", objects.get(slot));
         }
     }
 

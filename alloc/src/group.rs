@@ -550,6 +550,11 @@ impl Pinned {
     pub(crate) fn group(&self) -> GroupRef {
         TREE.owner(self.tag).unwrap_or(GroupRef::ROOT)
     }
+
+    /// A handle to the group whose place it is now; `None`: nobody's.
+    pub(crate) fn handle(&self) -> Option<Group> {
+        TREE.owner_handle(self.tag).map(Group::from_handle)
+    }
 }
 
 impl Drop for Pinned {

@@ -36,7 +36,7 @@ use memcg_accounting::{
 };
 
 use crate::fork::{self, AtFork, Place};
-use crate::objects::Counted;
+use crate::objects::{Counted, TooMany};
 use crate::process::{ENGINE, TREE};
 use crate::scope;
 use crate::threshold::Threshold;
@@ -53,7 +53,7 @@ pub(crate) struct State {
     /// Of a watch of pressure. Changes under the registry's lock.
     trigger: Option<Lock<Trigger>>,
     wakers: Wakers,
-    _counted: Counted,
+    counted: Counted,
 }
 
 /// A watch among others: unique while it lives.
@@ -114,8 +114,8 @@ impl State {
     ///
     /// The system has no descriptor for it, or there are too many objects.
     pub(crate) fn new(group: GroupRef, threshold: Threshold) -> io::Result<Arc<Self>> {
-        let too_many = || io::Error::other("too many objects, see set_max_objects");
-        let counted = Counted::try_new().ok_or_else(too_many)?;
+        let too_many = |too_many: TooMany| io::Error::other(too_many.to_string());
+        let counted = Counted::try_new().map_err(too_many)?;
         let fd = new_eventfd(0)?;
         Ok(scope::unaccounted(|| {
             Arc::new(Self {
@@ -125,7 +125,7 @@ impl State {
                 is_closed: AtomicBool::new(false),
                 trigger: trigger(group, threshold).map(Lock::new),
                 wakers: Wakers::new(),
-                _counted: counted,
+                counted,
             })
         }))
     }
@@ -476,6 +476,7 @@ fn after_fork() {
     };
     for state in groups.values().flat_map(Watches::all) {
         state.is_closed.store(true, Ordering::Release);
+        state.counted.give_back();
         retired(state);
         TREE.unwatch(state.group);
         if let Ok(own) = new_eventfd(1) {

@@ -12,6 +12,7 @@ use memcg_accounting::sync::{AtomicU64, AtomicUsize, Lock, Ordering, lock};
 
 use crate::fork::{self, AtFork, Place};
 use crate::group::Group;
+use crate::objects::Counted;
 use crate::process::TREE;
 use crate::scope::unaccounted;
 
@@ -48,12 +49,14 @@ pub struct PeakReader {
     group: Group,
     /// The peak that was saved for this reader; none before its first reset.
     saved: Option<Arc<Saved>>,
+    _counted: Counted,
 }
 
 impl PeakReader {
+    #[track_caller]
     pub(crate) fn new(group: Group) -> Self {
         fork::join(&AT_FORK);
-        Self { group, saved: None }
+        Self { group, saved: None, _counted: Counted::new() }
     }
 
     /// The highest usage since the last [`reset`](PeakReader::reset) of this reader, or since

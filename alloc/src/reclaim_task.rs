@@ -54,7 +54,7 @@ struct Task {
     errand: Lock<Errand>,
     waker: Wakers,
     /// None: it ended as it began.
-    _counted: Option<Counted>,
+    counted: Option<Counted>,
 }
 
 /// All tasks that have not ended.
@@ -254,7 +254,7 @@ impl Group {
     /// [`check`](Group::check), [`ReclaimTask::wait`]).
     ///
     /// Allocates the task, which is charged to nobody, and counts for
-    /// [`set_max_objects`](crate::set_max_objects): beyond it the task ends at once.
+    /// [`Group::set_max_objects`] of the current group: beyond it the task ends at once.
     ///
     /// # Errors
     ///
@@ -296,7 +296,7 @@ impl Group {
     /// ```
     pub fn reclaim_async(&self, bytes: u64) -> ReclaimTask {
         // Where nothing is charged there is nothing to reclaim, and nobody who would.
-        let counted = Counted::try_new().filter(|_| group::is_installed());
+        let counted = Counted::try_new().ok().filter(|_| group::is_installed());
         let is_begun = counted.is_some();
         let task = scope::unaccounted(|| {
             Arc::new(Task {
@@ -308,7 +308,7 @@ impl Group {
                 is_cancelled: AtomicBool::new(false),
                 errand: Lock::new(Errand::new(self.as_ref(), bytes)),
                 waker: Wakers::new(),
-                _counted: counted,
+                counted,
             })
         });
         if is_begun {
@@ -339,6 +339,9 @@ fn after_fork() {
     let Tasks { waiting, at_their_turn } = &mut *tasks;
     for task in waiting.iter().chain(&*at_their_turn) {
         task.end.store(CANCELLED, Ordering::Release);
+        if let Some(counted) = &task.counted {
+            counted.give_back();
+        }
     }
     // What they hold is kept: the locks inside may have been taken by threads that are gone.
     let ended = (std::mem::take(waiting), std::mem::take(at_their_turn));

@@ -324,7 +324,7 @@ impl ShrinkerBuilder {
     /// See [`register_direct`](ShrinkerBuilder::register_direct), if `place` is direct.
     unsafe fn register_at(self, shrinker: Arc<dyn Shrinker>, place: Place) -> Registration {
         let Self { name, seeks, batch, group_aware, is_marked, starts_marked, only } = self;
-        let Some(counted) = Counted::try_new() else { return Registration { name, id: None } };
+        let Ok(counted) = Counted::try_new() else { return Registration { name, id: None } };
         let place_in_tree = only.as_ref().map(Group::pinned);
         // The box is the allocator's own, so it is charged to nobody.
         let registered = Registered { shrinker, is_marked, only: place_in_tree, _counted: counted };

@@ -28,6 +28,8 @@ pub struct Stat {
     pub nr_dying: u64,
     /// Contexts of gone groups that this one pays for.
     pub nr_contexts: u64,
+    /// What [`Group::set_max_objects`] bounds; of the root, all of the process.
+    pub nr_objects: u64,
 }
 
 /// One size class of a group.
@@ -85,6 +87,7 @@ impl Stat {
             nr_descendants: u64::from(TREE.nr_descendants(group)),
             nr_dying: u64::from(TREE.nr_dying()),
             nr_contexts: u64::from(TREE.nr_contexts(group)),
+            nr_objects: objects::nr_objects_of(group),
         }
     }
 }
@@ -123,7 +126,12 @@ impl Group {
     }
 
     /// A reader of the peak that can be reset on its own.
+    ///
+    /// # Panics
+    ///
+    /// Panics beyond [`Group::set_max_objects`], and [`set_max_objects`](crate::set_max_objects).
     #[must_use]
+    #[track_caller]
     pub fn peak_reader(&self) -> PeakReader {
         PeakReader::new(self.clone())
     }

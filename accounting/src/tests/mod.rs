@@ -27,11 +27,15 @@ mod loom_limit;
 #[cfg(loom)]
 mod loom_notice;
 #[cfg(loom)]
+mod loom_objects;
+#[cfg(loom)]
 mod loom_span;
 #[cfg(loom)]
 mod loom_turn;
 #[cfg(not(loom))]
 mod model;
+#[cfg(not(loom))]
+mod objects;
 #[cfg(not(loom))]
 mod protection;
 #[cfg(not(loom))]

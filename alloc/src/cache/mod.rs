@@ -28,6 +28,7 @@ pub use stat::CacheStat;
 use self::shared::Shared;
 use crate::group::Group;
 use crate::guarded::Thrown;
+use crate::lru::group_list::GroupList;
 use crate::plain_drop::PlainDrop;
 use crate::process::ENGINE;
 use crate::scope::unaccounted;
@@ -130,8 +131,9 @@ where
     ///
     /// - If `place` is direct, `K` and `V` are [`PlainDrop`].
     unsafe fn at(name: &str, place: Place) -> Self {
+        let list = GroupList::new();
         unaccounted(|| {
-            let shared = Arc::new(Shared::new());
+            let shared = Arc::new(Shared::new(list));
             fork::join(&*shared);
             // SAFETY: by contract.
             let shrinker = unsafe { evict::register(&shared, name, place) };

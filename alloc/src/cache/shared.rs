@@ -114,10 +114,11 @@ impl<K, V> Drop for Pending<'_, K, V> {
 }
 
 impl<K, V> Shared<K, V> {
-    pub(super) fn new() -> Self {
+    /// Of `list`, which was made for whoever makes the cache.
+    pub(super) fn new(list: GroupList) -> Self {
         Self {
             shards: OnceLock::new(),
-            list: GroupList::new(),
+            list,
             hasher: RandomState::new(),
             turn: Turn::new(),
             max_entries: AtomicUsize::new(usize::MAX),
