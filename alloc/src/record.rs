@@ -329,31 +329,31 @@ pub(crate) fn own() -> Option<&'static Record> {
         return None;
     }
     let record = roster::claim(map, prepare)?;
+    open(record);
     // While it lives: after its exit hook it may need large objects, or spans, for the first time.
     jemalloc::meet();
     RECORD.set(record);
     Some(record)
 }
 
-/// Makes a record ready for the calling thread, which is about to claim it.
+/// Makes a record ready for the calling thread, which is about to claim it. It stays closed.
 fn prepare(record: *mut Record, slot: u32, is_zero: bool) -> bool {
     // SAFETY: the mapping is large enough, page-aligned, never unmapped, and no thread has it; zeros are a record.
     let record = unsafe { &*record };
     if is_zero {
         begin(record);
     }
-    let is_armed = process::arm_exit_hook(ptr::from_ref(record).cast());
-    if is_armed {
-        open(record, slot);
-    }
-    is_armed
-}
-
-/// Makes a free record one that its owner's first slow path opens.
-fn open(record: &'static Record, slot: u32) {
     // A cut may be under way.
     record.gate.close(Reason::DRAIN);
     record.slot.store(slot, Ordering::Relaxed);
+    process::arm_exit_hook(ptr::from_ref(record).cast())
+}
+
+/// Makes a record that was just claimed one that its owner's first slow path opens.
+fn open(record: &'static Record) {
+    // Partner: the fence in `announce_fence`. Either that finds the record, which is listed by now, or this
+    // finds what is announced.
+    fence(Ordering::SeqCst);
     if BARRIER.kind() == BarrierKind::Fence {
         record.gate.close(Reason::FENCE);
     }
@@ -367,9 +367,7 @@ fn open(record: &'static Record, slot: u32) {
     record.set_stalled(false);
     // Whoever had it before may have ended in between: the new owner's first slow path asks for ticks.
     record.set_drained();
-    // Partner: the fence in `start_tracking`. Either that finds this record in the list, or this
-    // finds that tags are looked at.
-    fence(Ordering::SeqCst);
+    // It was listed under the roster's lock: `track_everywhere` finds it there, or came before.
     if process::is_tracking() {
         record.tracks.store(true, Ordering::Relaxed);
     }
@@ -470,17 +468,20 @@ pub(crate) fn start_tracking() {
     if EVERYWHERE.load(Ordering::Acquire) {
         return;
     }
-    process::set_tracking();
-    // Partner: the fence in `open`.
-    fence(Ordering::SeqCst);
-    for slot in roster::claimed() {
-        slot.record().tracks.store(true, Ordering::Relaxed);
-    }
+    track_everywhere();
     EVERYWHERE.store(true, Ordering::Release);
 }
 
-/// Tells every owner that fences are full ones from now on.
+fn track_everywhere() {
+    process::set_tracking();
+    // A record that is not found there is claimed afterwards, and finds that tags are looked at.
+    roster::for_each_claimed(|record| record.tracks.store(true, Ordering::Relaxed));
+}
+
+/// Tells every owner that fences are full ones from now on. The drain mutex is held: the walk misses none.
 pub(crate) fn announce_fence() {
+    // Partner: the fence in `open`.
+    fence(Ordering::SeqCst);
     for slot in roster::claimed() {
         slot.record().gate.close(Reason::FENCE);
     }
@@ -494,17 +495,23 @@ mod tests {
     use super::*;
     use crate::roster::Slot;
 
+    /// The calling thread's record.
+    fn own_now() -> &'static Record {
+        assert!(crate::start::begin(memcg_accounting::Root::Untracked));
+        loop {
+            // None: another test drains.
+            if let Some(record) = own() {
+                return record;
+            }
+            thread::yield_now();
+        }
+    }
+
     #[test]
     fn a_scope_that_was_leaked_does_not_pay_as_the_next_user_of_its_tag() {
         assert!(crate::start::begin(memcg_accounting::Root::Untracked));
         start_tracking();
-        // None: another test drains.
-        let record = loop {
-            if let Some(record) = own() {
-                break record;
-            }
-            thread::yield_now();
-        };
+        let record = own_now();
         let create = |name: &str| {
             let settings = memcg_accounting::Settings::default();
             TREE.create(GroupRef::ROOT, name, settings).expect("fresh")
@@ -538,16 +545,32 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_is_claimed_while_the_first_group_is_made_looks_at_tags() {
+        assert!(crate::start::begin(memcg_accounting::Root::Untracked));
+        let (claiming, is_claiming) = mpsc::channel();
+        let tracker = thread::spawn(move || {
+            is_claiming.recv().expect("the test claims");
+            track_everywhere();
+        });
+        let prepare = |record: *mut Record, slot: u32, is_zero: bool| {
+            let is_ready = super::prepare(record, slot, is_zero);
+            claiming.send(()).expect("the other waits");
+            // More than enough for who does not wait for this.
+            thread::sleep(std::time::Duration::from_millis(50));
+            is_ready
+        };
+        let record = roster::claim(map, prepare).expect("memory");
+        open(record);
+        RECORD.set(record);
+        tracker.join().expect("no panic");
+        assert!(record.tracks(), "what its thread allocates is nobody's");
+    }
+
+    #[test]
     fn a_fork_waits_for_a_thread_that_is_slow() {
         let (sender, receiver) = mpsc::channel();
         let slow = thread::spawn(move || {
-            // None: another test drains.
-            let record = loop {
-                if let Some(record) = own() {
-                    break record;
-                }
-                thread::yield_now();
-            };
+            let record = own_now();
             // As if the system did not run it for a while in the middle of its slow path.
             while !record.gate.try_lock() {
                 thread::yield_now();
@@ -577,13 +600,7 @@ mod tests {
         let (sender, receiver) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();
         let ends = thread::spawn(move || {
-            // None: another test drains.
-            let record = loop {
-                if let Some(record) = own() {
-                    break record;
-                }
-                thread::yield_now();
-            };
+            let record = own_now();
             // As `on_thread_exit`, preempted before its last step.
             vacate(record);
             sender.send(record).expect("the test waits");
@@ -616,13 +633,7 @@ mod tests {
         let (sender, receiver) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();
         let stopped = thread::spawn(move || {
-            // None: another test drains.
-            let record = loop {
-                if let Some(record) = own() {
-                    break record;
-                }
-                thread::yield_now();
-            };
+            let record = own_now();
             // As if it had been preempted in its slow path.
             assert!(record.gate.try_lock());
             sender.send(()).expect("the test waits");

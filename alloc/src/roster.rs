@@ -143,6 +143,12 @@ pub(crate) fn claimed() -> impl Iterator<Item = &'static Slot> {
     listed().filter(|slot| slot.is_claimed())
 }
 
+/// Calls `f` with each claimed record; none is claimed, or missed, meanwhile.
+pub(crate) fn for_each_claimed(f: impl FnMut(&'static Record)) {
+    let _roster = lock(&ROSTER);
+    claimed().map(Slot::record).for_each(f);
+}
+
 /// How many threads have a record.
 pub(crate) fn nr_claimed() -> u32 {
     NR_CLAIMED.load(Ordering::Relaxed)
