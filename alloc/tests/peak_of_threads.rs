@@ -20,7 +20,7 @@ fn the_records_of_threads_that_ended_give_their_pages_back() {
     thread::scope(|scope| {
         for _ in 0..THREADS {
             thread::Builder::new()
-                .stack_size(64 << 10)
+                .stack_size(256 << 10)
                 .spawn_scoped(scope, || {
                     let object = group.run(|| Box::new([0_u8; 64]));
                     up.wait();
