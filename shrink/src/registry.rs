@@ -104,7 +104,7 @@ impl Registry {
     }
 
     /// Takes a slot and a bit for `raw` and publishes it. `reset` is told the bit and the rank
-    /// before that, if groups must forget what an earlier user of them said.
+    /// if groups must forget what an earlier user of them said.
     pub(crate) fn register(
         &self,
         raw: RawShrinker,
@@ -126,11 +126,13 @@ impl Registry {
             self.nr_unaware.fetch_add(1, Ordering::Relaxed);
             return Some(id);
         };
+        users[bit.0 as usize] += 1;
+        // INVARIANT: it is found before it is marked. Who unmarks a place that nobody had asks it then, or
+        // is found out by the fence of the marking.
+        owner.store(index, Ordering::Relaxed);
         if raw.starts_marked {
             reset(bit, rank);
         }
-        users[bit.0 as usize] += 1;
-        owner.store(index, Ordering::Relaxed);
         let place = if raw.place == Place::Direct { &self.direct } else { &self.worker };
         for words in [&self.in_use, place] {
             // Release: who sees the bit sees the owner. A reader that misses both asks later.
@@ -324,6 +326,48 @@ impl ShrinkerId {
         Self {
             slot: u32::from_le_bytes([a, b, c, d]),
             generation: u32::from_le_bytes([e, f, g, h]),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use memcg_accounting::SYSTEM;
+
+    use super::*;
+    use crate::raw::{Control, RawCount, RawScan, ShrinkerName};
+
+    unsafe fn count(_: *const (), _: &Control) -> RawCount {
+        RawCount::Empty
+    }
+
+    unsafe fn scan(_: *const (), _: &mut Control) -> RawScan {
+        RawScan::Stop
+    }
+
+    unsafe fn end(_: *const ()) {}
+
+    #[test]
+    fn who_starts_marked_is_found_before_it_is_marked() {
+        let registry = Registry::new();
+        let raw = RawShrinker {
+            data: core::ptr::null(),
+            count,
+            scan,
+            drop: end,
+            name: ShrinkerName::new("found"),
+            place: Place::Direct,
+            group_aware: true,
+            starts_marked: true,
+            seeks: 2,
+            batch: 0,
+        };
+        for _ in 0..2 * BITS_OF_A_KIND {
+            let mut is_found = false;
+            // Here a visit may find the place empty, and unmark it.
+            let mark = |bit, rank| is_found = registry.at_rank(bit, rank).is_some();
+            assert!(registry.register(raw, &SYSTEM, mark).is_some());
+            assert!(is_found, "whoever unmarks it now does not ask it again");
         }
     }
 }

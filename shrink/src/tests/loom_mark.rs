@@ -158,3 +158,38 @@ fn without_telling_of_an_unmarking() {
 fn without_the_release_of_the_clearing() {
     overlooked(false, true, Some(Weakened::ClearRelease));
 }
+
+/// A shrinker that starts marked is registered at a place that nobody had, which a visit unmarks.
+fn registered(is_found_first: bool) {
+    loom::model(move || {
+        let bit = Bit::new(0, true);
+        let shared = Arc::new((Marks::new(), AtomicU32::new(0)));
+        let registering = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (marks, owner) = &*shared;
+                if is_found_first {
+                    owner.store(1, Ordering::Relaxed);
+                }
+                marks.mark(bit);
+                owner.store(1, Ordering::Relaxed);
+            }
+        });
+        let (marks, owner) = &*shared;
+        // Whoever is found there has something.
+        marks.settle(bit, || owner.load(Ordering::Relaxed) == 0);
+        registering.join().expect("no panic");
+        assert!(marks.is_marked(bit), "it is asked nowhere");
+    });
+}
+
+#[test]
+fn a_shrinker_that_is_registered_is_asked() {
+    registered(true);
+}
+
+#[test]
+#[should_panic(expected = "it is asked nowhere")]
+fn without_an_owner_before_the_mark() {
+    registered(false);
+}
