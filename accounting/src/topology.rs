@@ -467,12 +467,15 @@ impl Tree {
     /// The last handle of the online group in `slot` is gone: its name is free, and its parent has a handle
     /// less, which may be its last. Level by level, for the lock is others' too.
     ///
-    /// Answers the group, if no child keeps its offline from running.
+    /// Answers the one of them that has no child which keeps its offline from running.
     fn die<'a>(&'a self, mut topology: Guard<'a, Topology>, mut slot: u32) -> Option<Dying> {
-        // Looked at in the same step: of a last child that goes from here on the offline answers it.
-        let next = self.groups.get(slot).filter(|group| group.nr_children() == 0);
-        let next = next.map(|group| Dying(Tree::ref_to(slot, group)));
+        let mut next = None;
         while let Some(group) = self.groups.get(slot) {
+            // Looked at as it becomes dying, in one step: of a last child that goes from here on the offline
+            // answers it. One at most, and not only the first: the offline of that may be over by now, another's.
+            if group.nr_children() == 0 {
+                next = Some(Dying(Tree::ref_to(slot, group)));
+            }
             topology.index.remove(&self.groups, &self.key, slot, group);
             slot = group.parent();
             let above = self.groups.get(slot)?;

@@ -122,3 +122,26 @@ fn loom_clones_of_two_holds_against_the_last_handle() {
         is_at_rest(&tree, ROOT, 0);
     });
 }
+
+/// Of three levels the lowest ends on one thread, while the last handle of the one above it, which alone keeps the
+/// highest, goes on another: somebody ends each.
+#[test]
+fn loom_each_level_ends_whoever_comes_last() {
+    explore(|| {
+        let tree = tree(None);
+        let a = child(&tree, ROOT, "a");
+        let b = child(&tree, a, "b");
+        let c = child(&tree, b, "c");
+        assert_eq!(tree.put(a), None);
+        let lowest = tree.put(c);
+        let other = beside(&tree, move |tree| {
+            let mut next = lowest;
+            while let Some(dying) = next {
+                next = tree.offline(dying);
+            }
+        });
+        end(&tree, b);
+        other.join().expect("no panic");
+        assert_eq!((tree.nr_dying(), tree.nr_descendants(ROOT)), (0, 0), "nobody ends the rest");
+    });
+}
