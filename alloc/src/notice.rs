@@ -18,6 +18,8 @@
 //!   told of by where usage was at the last look (`usage`); of events, those of a kind that happened are told.
 //! - The eventfd is written before the wakers are taken; a poller leaves its waker before it reads
 //!   the eventfd. So one of the two sees the other.
+//! - Where there is no memory for a list of those that have news, they are told one by one under the registry's lock:
+//!   that runs no code of the program, and takes none.
 //! - No lock of this file is held while code of the program runs. The registry's comes before the
 //!   drain mutex; what happens under it is charged to nobody, so it reclaims nothing.
 //!
@@ -202,7 +204,7 @@ pub(crate) fn add(state: &Arc<State>) -> Result<(), NoWatch> {
         Threshold::Pressure { .. } => ENGINE.watch_stalls(true),
         _ => {}
     }
-    let mut news = Vec::new();
+    let mut news = News::default();
     let added = scope::unaccounted(|| {
         let mut registry = lock(&REGISTRY);
         let key = key(state.group);
@@ -215,7 +217,7 @@ pub(crate) fn add(state: &Arc<State>) -> Result<(), NoWatch> {
         watches.insert(state);
         registry.look(key, &mut news)
     });
-    tell(news);
+    news.tell();
     ENGINE.summon();
     ENGINE.want_ticks();
     added
@@ -223,7 +225,7 @@ pub(crate) fn add(state: &Arc<State>) -> Result<(), NoWatch> {
 
 /// A watch ends, unless it has left the registry with its group.
 pub(crate) fn remove(state: &Arc<State>) {
-    let mut news = Vec::new();
+    let mut news = News::default();
     scope::unaccounted(|| {
         let mut registry = lock(&REGISTRY);
         let key = key(state.group);
@@ -245,16 +247,33 @@ pub(crate) fn remove(state: &Arc<State>) {
             registry.pressed.remove(&key);
         }
     });
-    tell(news);
+    news.tell();
 }
 
-/// Signals those who have news, and has their wakers woken.
-fn tell(news: Vec<Arc<State>>) {
-    for state in news {
-        state.signal();
+/// Those that have news, to be told without the registry's lock, which others wait for.
+#[derive(Default)]
+struct News(Vec<Arc<State>>);
+
+impl News {
+    /// `state` has some. The registry has it too, so nothing of the program's is dropped here.
+    fn add(&mut self, state: &Arc<State>) {
+        if self.0.try_reserve(1).is_ok() {
+            self.0.push(state.clone());
+        } else {
+            state.signal();
+        }
     }
-    if wakers::are_due() {
-        ENGINE.ring();
+
+    fn signal(self) {
+        self.0.into_iter().for_each(|state| state.signal());
+    }
+
+    /// Signals them, and has their wakers woken.
+    fn tell(self) {
+        self.signal();
+        if wakers::are_due() {
+            ENGINE.ring();
+        }
     }
 }
 
@@ -339,13 +358,13 @@ impl Watches {
 
     /// Adds those to `news` whose thresholds lie between the extremes that were seen since the last look, and those of
     /// events that happened.
-    fn look(&mut self, group: GroupRef, seen: Seen, news: &mut Vec<Arc<State>>) {
+    fn look(&mut self, group: GroupRef, seen: Seen, news: &mut News) {
         let last = std::mem::replace(&mut self.last_usage, seen.usage);
         let lowest = seen.lowest.min(seen.usage).min(last);
         let highest = seen.highest.max(seen.usage).max(last);
         let crossed = (Bound::Excluded((lowest, Id::MAX)), Bound::Included((highest, Id::MAX)));
         if lowest < highest {
-            news.extend(self.usage.range(crossed).map(|(_, state)| state.clone()));
+            self.usage.range(crossed).for_each(|(_, state)| news.add(state));
         }
         if self.wants() == EventSet::NONE {
             return;
@@ -353,7 +372,7 @@ impl Watches {
         let events = TREE.events(group);
         let before = std::mem::replace(&mut self.last_events, events);
         for kind in KINDS.into_iter().filter(|kind| events.of(*kind) != before.of(*kind)) {
-            news.extend(self.events[kind as usize].values().cloned());
+            self.events[kind as usize].values().for_each(|state| news.add(state));
         }
     }
 }
@@ -361,7 +380,7 @@ impl Watches {
 impl Registry {
     /// Looks at the watches of one group, arms the tree anew, and adds those with news to `news`. If the group is gone,
     /// they all have, and leave the registry.
-    fn look(&mut self, key: (u32, u64), news: &mut Vec<Arc<State>>) -> Result<(), NoWatch> {
+    fn look(&mut self, key: (u32, u64), news: &mut News) -> Result<(), NoWatch> {
         let Some(watches) = self.groups.get_mut(&key) else { return Ok(()) };
         let group = GroupRef::from_bits(key.1);
         if TREE.is_online(group) {
@@ -372,7 +391,7 @@ impl Registry {
         for state in watches.all() {
             state.is_closed.store(true, Ordering::Release);
             retired(state);
-            news.push(state.clone());
+            news.add(state);
         }
         self.groups.remove(&key);
         self.pressed.remove(&key);
@@ -381,7 +400,7 @@ impl Registry {
 
     /// [`look`](Registry::look) at each group that is, or was, in `slot`. What does not fit into memory is looked at when
     /// it is next noticed.
-    fn look_at_slot(&mut self, slot: u32, news: &mut Vec<Arc<State>>) {
+    fn look_at_slot(&mut self, slot: u32, news: &mut News) {
         let mut from = (slot, 0);
         while let Some((&key, _)) = self.groups.range(from..=(slot, u64::MAX)).next() {
             let _ = self.look(key, news);
@@ -415,7 +434,7 @@ pub(crate) fn tick() -> bool {
 /// point where there is none.
 pub(crate) fn deliver() {
     let news = scope::unaccounted(|| {
-        let mut news = Vec::new();
+        let mut news = News::default();
         TREE.take_noticed(|slot| lock(&REGISTRY).look_at_slot(slot, &mut news));
         if ROOT_IS_DUE.swap(false, Ordering::Relaxed) {
             lock(&REGISTRY).look_at_slot(GroupRef::ROOT.index(), &mut news);
@@ -425,12 +444,10 @@ pub(crate) fn deliver() {
         }
         news
     });
-    for state in news {
-        state.signal();
-    }
+    news.signal();
 }
 
-fn look_at_triggers(news: &mut Vec<Arc<State>>) {
+fn look_at_triggers(news: &mut News) {
     let registry = lock(&REGISTRY);
     let pressed = registry.pressed.iter().filter_map(|key| registry.groups.get(key));
     for state in pressed.flat_map(|watches| watches.triggers.values()) {
@@ -438,7 +455,7 @@ fn look_at_triggers(news: &mut Vec<Arc<State>>) {
             && let Some(trigger) = &state.trigger
             && lock(trigger).look(now_us(), stalled_us(state.group, full))
         {
-            news.push(state.clone());
+            news.add(state);
         }
     }
 }
@@ -512,10 +529,10 @@ mod tests {
             let mut before = start;
             for (a, b, c) in looks {
                 let (lowest, highest) = (a.min(b).min(c), a.max(b).max(c));
-                let mut news = Vec::new();
+                let mut news = News::default();
                 watches.look(GroupRef::ROOT, Seen { usage: b, lowest, highest }, &mut news);
                 for (state, at) in states.iter().zip(&thresholds) {
-                    let is_told = news.iter().filter(|told| Arc::ptr_eq(told, state)).count();
+                    let is_told = news.0.iter().filter(|told| Arc::ptr_eq(told, state)).count();
                     let was_above = before >= *at;
                     let expected = if was_above { lowest < *at } else { highest >= *at };
                     prop_assert_eq!(is_told, usize::from(expected), "{} {}..={}", at, lowest, highest);

@@ -42,6 +42,10 @@ pub(crate) fn current() -> Option<Panic> {
 /// policy of the group decides: where that refuses, an allocation that can't fail ends the process, as outside of a
 /// panic.
 ///
+/// Without it a panic hook that needs more than its allowance may hang. `std::backtrace` holds a lock of the process while it
+/// makes a report; an allocation that is refused inside ends in a report of its own, which waits for that lock; so does every
+/// later report, of whichever tenant. With it the report is charged to nobody, and no limit refuses it.
+///
 /// What else std fills as it is first needed, and charges to who needs it: the buffer of standard output, which
 /// this makes, for nobody; symbols, where a tenant prints a [`Backtrace`](std::backtrace::Backtrace) of its own; a
 /// thread's handle, in threads that std has not started. Thread-locals of the program that are filled lazily are of the kind

@@ -48,6 +48,22 @@ impl fmt::Debug for Path {
     }
 }
 
+/// `value` as text; `None`: there is no memory for it.
+pub(crate) fn try_to_string(value: impl fmt::Display) -> Option<String> {
+    struct Growing(String);
+
+    impl Write for Growing {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0.try_reserve(text.len()).map_err(|_| fmt::Error)?;
+            self.0.push_str(text);
+            Ok(())
+        }
+    }
+
+    let mut text = Growing(String::new());
+    write!(text, "{value}").ok().map(|()| text.0)
+}
+
 /// The longest name that is shown, in bytes: that of a group.
 const LONGEST: usize = 255;
 

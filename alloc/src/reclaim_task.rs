@@ -12,6 +12,7 @@
 //! - A task is in `TASKS` until it has come to its end: it waits for its turn, or is at it, and then is who claimed it the only one.
 //! - `end` is set once, after `progress` has its last value; wakers are taken after that. A poller
 //!   leaves its waker first and looks at `end` then, so one of the two sees the other.
+//! - Each list has room for all tasks: a worker takes no memory.
 //! - No lock of this file is held while code of the program runs.
 
 use std::collections::VecDeque;
@@ -110,11 +111,26 @@ impl Task {
     }
 }
 
+/// Has a task wait for its turn; `false`: there is no memory.
+fn queue(task: &Arc<Task>) -> bool {
+    scope::unaccounted(|| {
+        let mut tasks = lock(&TASKS);
+        let Tasks { waiting, at_their_turn } = &mut *tasks;
+        let [nr_waiting, nr_at] = [waiting.len(), at_their_turn.len()];
+        let has_room = waiting.try_reserve(nr_at + 1).is_ok()
+            && at_their_turn.try_reserve(nr_waiting + 1).is_ok();
+        if has_room {
+            waiting.push_back(task.clone());
+        }
+        has_room
+    })
+}
+
 /// Does a turn of the task whose turn it is; `false`: none is free.
 pub(crate) fn serve(run: &mut dyn FnMut(&mut Errand)) -> bool {
     let Some(task) = claim() else { return false };
     let end = task.turn(run);
-    let kept = scope::unaccounted(|| {
+    let kept = {
         let mut tasks = lock(&TASKS);
         let Tasks { waiting, at_their_turn } = &mut *tasks;
         let at = at_their_turn.iter().position(|other| Arc::ptr_eq(other, &task));
@@ -125,7 +141,7 @@ pub(crate) fn serve(run: &mut dyn FnMut(&mut Errand)) -> bool {
         } else {
             kept
         }
-    });
+    };
     if let Some(end) = end {
         ENGINE.end_task();
         task.finish(end);
@@ -136,12 +152,10 @@ pub(crate) fn serve(run: &mut dyn FnMut(&mut Errand)) -> bool {
 }
 
 fn claim() -> Option<Arc<Task>> {
-    scope::unaccounted(|| {
-        let mut tasks = lock(&TASKS);
-        let task = tasks.waiting.pop_front()?;
-        tasks.at_their_turn.push(task.clone());
-        Some(task)
-    })
+    let mut tasks = lock(&TASKS);
+    let task = tasks.waiting.pop_front()?;
+    tasks.at_their_turn.push(task.clone());
+    Some(task)
 }
 
 /// Reclaim that goes on by itself: see [`Group::reclaim_async`].
@@ -254,7 +268,8 @@ impl Group {
     /// [`check`](Group::check), [`ReclaimTask::wait`]).
     ///
     /// Allocates the task, which is charged to nobody, and counts for
-    /// [`Group::set_max_objects`] of the current group: beyond it the task ends at once.
+    /// [`Group::set_max_objects`] of the current group: beyond it, and where there is no memory to
+    /// note it, the task ends at once.
     ///
     /// # Errors
     ///
@@ -313,9 +328,12 @@ impl Group {
         });
         if is_begun {
             fork::join(&AT_FORK);
-            scope::unaccounted(|| lock(&TASKS).waiting.push_back(task.clone()));
-            ENGINE.add_task();
-            ENGINE.summon();
+            if queue(&task) {
+                ENGINE.add_task();
+                ENGINE.summon();
+            } else {
+                task.end.store(SHORT, Ordering::Relaxed);
+            }
         }
         ReclaimTask { task }
     }

@@ -8,11 +8,11 @@ use memcg_accounting::GroupRef;
 use memcg_accounting::sync::{AtomicBool, Lock, Ordering, lock};
 use memcg_shrink::Refusal as RawRefusal;
 
-use crate::error::{OverLimit, path_of};
+use crate::error::OverLimit;
 use crate::fork::{self, AtFork, Place};
 use crate::group::{self, Group};
 use crate::guarded::guarded;
-use crate::path::{Path, Shown};
+use crate::path::{Path, Shown, try_to_string};
 use crate::process::{ENGINE, TREE};
 use crate::scope;
 
@@ -21,6 +21,8 @@ type Hook = dyn Fn(&Refusal) + Send + Sync;
 static HOOK: Lock<Option<Arc<Hook>>> = Lock::new(None);
 /// Somebody is telling: one call of the hook at a time, so one that hangs costs one thread.
 static TELLING: AtomicBool = AtomicBool::new(false);
+/// There was no memory to tell one: the keeper's next tick has it tried again.
+static IS_PUT_OFF: AtomicBool = AtomicBool::new(false);
 
 /// An allocation that was refused, and what was tried before: see [`on_refusal`].
 ///
@@ -36,18 +38,22 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn from_raw(raw: &RawRefusal) -> Self {
+    /// `None`: there is no memory for it.
+    fn from_raw(raw: &RawRefusal) -> Option<Self> {
         let over = OverLimit::from_raw(raw.over);
         let group = raw.over.group;
         let path = if TREE.exists(group) {
-            path_of(group)
+            try_to_string(Path(group))?
         } else {
-            format!("…/{}", Shown(raw.name.as_str()))
+            try_to_string(format_args!("…/{}", Shown(raw.name.as_str())))?
         };
-        let told = |child: &memcg_accounting::Child| (child.name.as_str().to_owned(), child.usage);
-        let children = raw.children.iter().flatten().map(told).collect();
+        let mut children = Vec::new();
+        children.try_reserve_exact(raw.children.len()).ok()?;
+        for child in raw.children.iter().flatten() {
+            children.push((try_to_string(child.name.as_str())?, child.usage));
+        }
         let RawRefusal { payer, tried, suppressed, .. } = *raw;
-        Self { path, over, payer, children, tried, suppressed }
+        Some(Self { path, over, payer, children, tried, suppressed })
     }
 
     /// The group whose limit refused; `None` once it is offline.
@@ -185,7 +191,8 @@ impl fmt::Display for Refusal {
 /// locks, allocate and enter groups. Where no worker can be started it runs at the next safe
 /// point (scope exit, between polls, [`check`](Group::check)). It is called once at a time; what
 /// it throws is caught, and it is called again. One refusal of a group is told a second, at most
-/// 8 wait to be told; [`suppressed`](Refusal::suppressed) counts the others. An infallible
+/// 8 wait to be told, which they also do while there is no memory to say them; [`suppressed`](Refusal::suppressed)
+/// counts the others. An infallible
 /// allocation that is refused ends the process, most likely before `f` hears of it.
 ///
 /// What is noted inside the allocation goes to a place of fixed size: no allocation, one walk over
@@ -231,21 +238,43 @@ pub(crate) fn tell() {
     if TELLING.swap(true, Ordering::Acquire) {
         return;
     }
-    while let Some(raw) = ENGINE.take_refusal() {
+    let mut is_put_off = false;
+    while !is_put_off && let Some(raw) = ENGINE.take_refusal() {
         // For each anew: a hook that was replaced is not called any more.
         let hook = lock(&HOOK).clone();
         if let Some(hook) = hook {
-            let refusal = scope::unaccounted(|| Refusal::from_raw(&raw));
-            guarded(|| hook(&refusal));
+            match scope::unaccounted(|| Refusal::from_raw(&raw)) {
+                Some(refusal) => {
+                    guarded(|| hook(&refusal));
+                }
+                None => {
+                    ENGINE.put_refusal_back(raw);
+                    is_put_off = true;
+                }
+            }
             // It may be the last of it, and what it holds is the program's.
             guarded(|| drop(hook));
         }
     }
     TELLING.store(false, Ordering::Release);
+    if is_put_off {
+        IS_PUT_OFF.store(true, Ordering::Relaxed);
+        ENGINE.want_ticks();
+        return;
+    }
     // What came between the last look and the store found a teller.
     if ENGINE.has_refusals() {
         ENGINE.ring();
     }
+}
+
+/// What the keeper does at each tick: takes no memory. Answers whether it wants to be called again.
+pub(crate) fn tick() -> bool {
+    let is_put_off = IS_PUT_OFF.swap(false, Ordering::Relaxed);
+    if is_put_off {
+        ENGINE.ring();
+    }
+    is_put_off
 }
 
 /// Before the drain mutex, as all that allocates under a lock. In the child nobody is telling.

@@ -17,7 +17,7 @@ use memcg_accounting::sync::{AtomicU32, Ordering};
 
 use crate::fork::{self, AtFork, Place};
 use crate::process::ENGINE;
-use crate::{drain, notice};
+use crate::{drain, notice, refusal};
 
 /// No keeper.
 const NONE: u32 = 0;
@@ -62,7 +62,9 @@ static AT_FORK: AtFork = AtFork {
 
 extern "C" fn keep(_: *mut c_void) -> *mut c_void {
     name(c"memcg-keeper");
-    ENGINE.keep(&mut || drain::tick() | notice::tick(), &mut || spawn(WORKER_STACK, work))
+    ENGINE.keep(&mut || drain::tick() | notice::tick() | refusal::tick(), &mut || {
+        spawn(WORKER_STACK, work)
+    })
 }
 
 extern "C" fn work(_: *mut c_void) -> *mut c_void {

@@ -103,6 +103,21 @@ impl Kept {
         }
     }
 
+    /// One that was popped waits again, before all others; where there is no place any more it counts as not noted.
+    fn put_back(&mut self, refusal: Refusal) {
+        if self.len < KEPT {
+            self.first = (self.first + KEPT - 1) % KEPT;
+            self.refusals[self.first] = Some(refusal);
+            self.len += 1;
+            return;
+        }
+        let group = refusal.over.group;
+        let place = &mut self.last[group.index() as usize % REMEMBERED];
+        if let Some(last) = place.as_mut().filter(|last| last.group == group) {
+            last.suppressed += refusal.suppressed + 1;
+        }
+    }
+
     fn pop(&mut self) -> Option<Refusal> {
         let refusal = self.refusals[self.first].take()?;
         self.first = (self.first + 1) % KEPT;
@@ -141,6 +156,11 @@ impl Engine {
     /// The refusal that has waited longest.
     pub fn take_refusal(&self) -> Option<Refusal> {
         lock(&self.refusals.kept).pop()
+    }
+
+    /// It could not be told, and waits again.
+    pub fn put_refusal_back(&self, refusal: Refusal) {
+        lock(&self.refusals.kept).put_back(refusal);
     }
 
     /// Whether some wait.
