@@ -55,7 +55,7 @@ mod walks;
 mod watch;
 
 pub use barrier::{Barrier, BarrierKind};
-pub use clock::{now_ms, now_us};
+pub use clock::{cpu_us, now_ms, now_us};
 pub use context::{Payer, Tag};
 pub use counter::{Charged, OverLimit, Want};
 pub use event::{EventKind, Events};

@@ -16,15 +16,15 @@
 use core::ptr;
 
 use memcg_accounting::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use memcg_accounting::{BarrierKind, Cut, GroupRef, Reason, Turns, now_ms};
+use memcg_accounting::{BarrierKind, Cut, GroupRef, Reason, Tag, Turns, cpu_us, now_ms, now_us};
 
 use crate::cached::Cached;
 use crate::fork::{AtFork, Place};
-use crate::process::BARRIER;
+use crate::process::{BARRIER, TREE};
 use crate::record::{self, Record};
 use crate::roster::{self, Slot, Swept};
 use crate::subtree::Subtree;
-use crate::{central, cooling, jemalloc};
+use crate::{budget, central, cooling, jemalloc};
 
 /// One drain at a time, in the order in which they are wanted.
 static DRAIN: Turns = Turns::new();
@@ -192,32 +192,51 @@ fn pause_ms(ms: i64) {
     unsafe { libc::nanosleep(&raw const pause, ptr::null_mut()) };
 }
 
-/// Stops whoever may have something of `subtree`, takes it, then runs `finish`; answers the bytes. The drain mutex is
-/// held.
-fn take(subtree: &Subtree, finish: &mut dyn FnMut()) -> u64 {
-    let mut bytes = 0;
+/// What a drain of a subtree came to.
+struct Took {
+    bytes: u64,
+    /// It stopped threads that pay for another tenant, or for none.
+    has_others: bool,
+}
+
+/// Stops whoever may have something of `subtree`, takes it, then runs `finish`. `tenant` is the number of the tree that
+/// it is for. The drain mutex is held.
+fn take(subtree: &Subtree, tenant: u32, finish: &mut dyn FnMut()) -> Took {
+    let mut took = Took { bytes: 0, has_others: false };
     let mut wanted = subtree.clone();
-    let mut work = |_: &Record, cached: &mut Cached| bytes += cached.drain(&mut wanted);
+    let mut work = |record: &Record, cached: &mut Cached| {
+        took.has_others |= TREE.number_of(record.current()) != tenant;
+        took.bytes += cached.drain(&mut wanted);
+    };
     with_stopped(Gates::Closed, &|record| record.concerns(subtree), &mut work, finish);
-    bytes
+    took
 }
 
 /// Takes back what every thread has cached of the subtree of `top`; answers the bytes.
 pub(crate) fn tidy(top: GroupRef) -> u64 {
     let _drain = DRAIN.wait();
-    Subtree::of(top).map_or(0, |subtree| take(&subtree, &mut || ()))
+    Subtree::of(top).map_or(0, |subtree| take(&subtree, 0, &mut || ()).bytes)
 }
 
 /// The one cut: see the [module](self). `attempt` is made once before, for another drain may
-/// have paid, and once while all threads are stopped. Answers whether one succeeded.
-pub(crate) fn cut(top: GroupRef, attempt: &mut dyn FnMut() -> bool) -> bool {
+/// have paid, and once while all threads are stopped. Answers whether one succeeded. `payer` owes what others
+/// lose meanwhile.
+pub(crate) fn cut(top: GroupRef, payer: Tag, attempt: &mut dyn FnMut() -> bool) -> bool {
     let _drain = DRAIN.wait();
     if attempt() {
         return true;
     }
     let mut done = false;
     match Subtree::of(top) {
-        Some(subtree) => _ = take(&subtree, &mut || done = attempt()),
+        Some(subtree) => {
+            let tenant = TREE.number_of(payer);
+            let start = cpu_us();
+            let took = take(&subtree, tenant, &mut || done = attempt());
+            if took.has_others {
+                let took = cpu_us().saturating_sub(start).max(1);
+                budget::account(tenant).add(now_us(), took);
+            }
+        }
         // The group is gone, and with it the limit.
         None => done = attempt(),
     }

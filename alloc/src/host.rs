@@ -1,12 +1,12 @@
 //! What the allocator does for the engine: see [`Host`].
 
-use memcg_accounting::{GroupRef, Reason, Request, Tag};
+use memcg_accounting::{GroupRef, Reason, Request, Tag, now_us};
 use memcg_shrink::{Caller, Errand, Host};
 
-use crate::process::ENGINE;
+use crate::process::{ENGINE, TREE};
 use crate::roster::{self, Slot};
 use crate::scope::{self, Eager};
-use crate::{drain, hand, notice, panics, reclaim_task, record, refusal, wakers, worker};
+use crate::{budget, drain, hand, notice, panics, reclaim_task, record, refusal, wakers, worker};
 
 /// The host of this process's engine.
 pub(crate) struct Allocator;
@@ -29,8 +29,12 @@ impl Host for Allocator {
         drain::tidy(target)
     }
 
-    fn cut(&self, target: GroupRef, attempt: &mut dyn FnMut() -> bool) -> bool {
-        drain::cut(target, attempt)
+    fn cut(&self, target: GroupRef, payer: Tag, attempt: &mut dyn FnMut() -> bool) -> bool {
+        drain::cut(target, payer, attempt)
+    }
+
+    fn debt_us(&self, payer: Tag) -> u64 {
+        budget::account(TREE.number_of(payer)).debt_us(now_us())
     }
 
     fn begin_eager(&self, request: Option<&'static Request>) {

@@ -30,6 +30,7 @@
 //! ```
 
 mod asan;
+mod budget;
 mod builder;
 mod bypass;
 mod cache;

@@ -6,7 +6,7 @@ use crate::class::Class;
 use crate::group::Group;
 use crate::peak::PeakReader;
 use crate::process::{ENGINE, TREE};
-use crate::{central, cooling, drain, maps, objects, record, roster, vector};
+use crate::{budget, central, cooling, drain, maps, objects, record, roster, vector};
 
 /// A group's figures, taken after a drain, so exact. Bytes unless named otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +57,9 @@ pub struct SelfStat {
     pub threads: u64,
     /// Drains so far.
     pub drains: u64,
+    /// Microseconds of CPU that cuts took, which come before a refusal, while threads of other tenants were stopped. A
+    /// tenant whose cuts take more than 5 % of the time waits at its limit.
+    pub stopped_us: u64,
     /// How often a drain gave up on a thread that was stopped in its straight-line work.
     pub given_up: u64,
     /// Objects that threads cache.
@@ -168,6 +171,7 @@ pub fn self_stat() -> SelfStat {
         returned: cooling::returned_bytes() as u64,
         threads: u64::from(roster::nr_claimed()),
         drains,
+        stopped_us: budget::taken_us(),
         given_up,
         cached: drain::cached_bytes(),
         overshot: engine.let_over,

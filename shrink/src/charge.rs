@@ -5,6 +5,7 @@
 //!     │ over a limit: event `max`
 //!     ├─ reclaiming already: forced, within a reserve; beyond it refused
 //!     ├─ panicking: forced, within an allowance; beyond it the policy's, no shrinker is asked
+//!     ├─ a wait, if its tenant's cuts have cost others too much
 //!     ├─ tidy drain, if the last one paid or is long ago      ─► retry, with all threads stopped
 //!     ├─ rounds, while bytes come back, else 16 at most:
 //!     │    gentle passes: this thread's shrinkers, the worker's ─► retry
@@ -44,7 +45,7 @@ use crate::refusal::Tried;
 use crate::scan::{FIRST_PRIORITY, GENTLE_PRIORITY};
 use crate::session::{Phase, Session};
 use crate::stall::Stall;
-use crate::sync::{Ordering, thread_id};
+use crate::sync::{AtomicU32, Ordering, futex_wait, thread_id};
 
 /// The most that reclaim asks for beyond a request, so that a tenant at its limit pays once in
 /// many allocations.
@@ -71,6 +72,9 @@ const MOST_MARGIN: u64 = 256 << 10;
 pub(crate) fn margin(max: u64) -> u64 {
     MOST_MARGIN.min(max / 16)
 }
+
+/// A charge that waits for its tenant's budget is tried again so often.
+const BUDGET_NAP_MS: u32 = 10;
 
 /// A charge that has met a limit.
 struct Attempt<'a, 'e> {
@@ -135,7 +139,7 @@ impl<'a, 'e> Attempt<'a, 'e> {
     /// The one cut. What other requests hold as credit does not decide this one.
     fn cut(&mut self) -> bool {
         let host = self.engine.host();
-        host.cut(self.over.group, &mut || {
+        host.cut(self.over.group, self.payer.tag, &mut || {
             if self.charged.is_none() {
                 let own = self.session.as_ref().map(|session| session.request);
                 self.engine.surrender_credits(self.over.group, own);
@@ -143,6 +147,27 @@ impl<'a, 'e> Attempt<'a, 'e> {
             }
             self.charged.is_some()
         })
+    }
+
+    /// Waits while cuts of the tenant that pays have cost others more than its share, at most `longest_ms`; the charge is
+    /// tried again meanwhile. Answers how long it was, in milliseconds.
+    fn await_budget(&mut self, longest_ms: u32) -> u32 {
+        let (engine, start) = (self.engine, now_ms());
+        loop {
+            let waited = now_ms().wrapping_sub(start).min(longest_ms);
+            let debt = engine.host().debt_us(self.payer.tag).div_ceil(1000);
+            let nap = debt.min(u64::from((longest_ms - waited).min(BUDGET_NAP_MS)));
+            if nap == 0 {
+                return waited;
+            }
+            futex_wait(&AtomicU32::new(0), 0, u32::try_from(nap).ok());
+            if let Some(stall) = self.stall() {
+                stall.look();
+            }
+            if self.retry() {
+                return waited;
+            }
+        }
     }
 
     /// Rounds and the cut, until a cut did not help and a look at all shrinkers after it finds
@@ -443,8 +468,16 @@ impl Engine {
     fn make_room<'a>(&'a self, attempt: &mut Attempt<'a, '_>, caller: &Caller) {
         let target = attempt.over.group;
         let stall = attempt.stall();
-        let longest = self.deadline_of(attempt.payer).total_ms;
-        if self.tidy_for(target, longest, &mut || attempt.retry()) {
+        let mut deadline = self.deadline_of(attempt.payer);
+        // Half of it: what comes then may need time, too.
+        let may_wait = !caller.no_reclaim && caller.panic.is_none();
+        let waited = if may_wait { attempt.await_budget(deadline.total_ms / 2) } else { 0 };
+        if attempt.charged.is_some() {
+            return;
+        }
+        deadline.total_ms -= waited;
+        let payer = attempt.payer.tag;
+        if self.tidy_for(target, payer, deadline.total_ms, &mut || attempt.retry()) {
             return;
         }
         // What is larger than the limit, and what may be over it, fits by no reclaim: nothing is
@@ -458,7 +491,7 @@ impl Engine {
                     if let Some(session) = &mut attempt.session {
                         session.stall = stall;
                     }
-                    attempt.try_everything(self.deadline_of(attempt.payer));
+                    attempt.try_everything(deadline);
                     attempt.close();
                     return;
                 }

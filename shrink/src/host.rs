@@ -61,8 +61,15 @@ pub trait Host: Sync {
     /// The one cut. With the drain mutex held: asks `attempt` once, for another drain may have
     /// paid; stops every thread's fast path; takes what the subtree has cached; asks `attempt`
     /// again while all are still stopped. Answers whether an attempt succeeded; after one that
-    /// did, `attempt` is not asked again.
-    fn cut(&self, target: GroupRef, attempt: &mut dyn FnMut() -> bool) -> bool;
+    /// did, `attempt` is not asked again. What others lose meanwhile is owed by the tenant that `payer` belongs to.
+    fn cut(&self, target: GroupRef, payer: Tag, attempt: &mut dyn FnMut() -> bool) -> bool;
+
+    /// Microseconds that the tenant which `payer` belongs to should wait before its next cut, for what its cuts have
+    /// cost others.
+    fn debt_us(&self, payer: Tag) -> u64 {
+        let _ = payer;
+        0
+    }
 
     /// From now on the calling thread's frees are uncharged at once, for `request` if one is
     /// given ([`Tree::uncharge_for`](memcg_accounting::Tree::uncharge_for)), and it counts as
@@ -126,7 +133,7 @@ impl Host for NoHost {
     fn drain(&self, _: GroupRef) -> u64 {
         0
     }
-    fn cut(&self, _: GroupRef, attempt: &mut dyn FnMut() -> bool) -> bool {
+    fn cut(&self, _: GroupRef, _: Tag, attempt: &mut dyn FnMut() -> bool) -> bool {
         attempt()
     }
     fn begin_eager(&self, _: Option<&'static Request>) {}

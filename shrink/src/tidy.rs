@@ -5,7 +5,7 @@
 //! takes the room in between. One that finds such a drain under way waits for it instead of
 //! evicting what it might make room for, but no longer than its deadline.
 
-use memcg_accounting::{GroupRef, now_ms};
+use memcg_accounting::{GroupRef, Tag, now_ms};
 
 use crate::Engine;
 use crate::groups::Tidiness;
@@ -20,6 +20,7 @@ impl Engine {
     pub(crate) fn tidy_for(
         &self,
         group: GroupRef,
+        payer: Tag,
         longest_ms: u32,
         retry: &mut dyn FnMut() -> bool,
     ) -> bool {
@@ -29,7 +30,7 @@ impl Engine {
         for _ in 0..ROUNDS {
             match record.tidiness(now_ms()) {
                 Tidiness::Due if record.tidy_begins(now_ms()) => {
-                    let paid = self.cut_for(group, retry);
+                    let paid = self.cut_for(group, payer, retry);
                     record.tidied(now_ms(), u64::from(paid != Paid::Nothing));
                     match paid {
                         Paid::Enough => return true,
@@ -58,9 +59,9 @@ impl Engine {
     }
 
     /// One cut, with what it brought.
-    fn cut_for(&self, group: GroupRef, retry: &mut dyn FnMut() -> bool) -> Paid {
+    fn cut_for(&self, group: GroupRef, payer: Tag, retry: &mut dyn FnMut() -> bool) -> Paid {
         let (mut before, mut after) = (None, u64::MAX);
-        let done = self.host().cut(group, &mut || {
+        let done = self.host().cut(group, payer, &mut || {
             after = self.tree.usage(group);
             before.get_or_insert(after);
             retry()

@@ -527,3 +527,53 @@ fn what_a_dying_group_has_is_evicted_before_a_refusal() {
     assert_eq!(sim.tree.nr_dying(), 0);
     sim.tree.check();
 }
+
+/// A group at its limit, whose tenant owes for its cuts.
+fn indebted(owed_us: u64) -> (&'static Sim, GroupRef) {
+    let sim = Sim::new(Root::Untracked);
+    let group = sim.group(GroupRef::ROOT, "a", MIB);
+    sim.engine.set_deadline(group, crate::Deadline { first_ms: 50, total_ms: 60 });
+    sim.debt.store(owed_us, Ordering::Relaxed);
+    (sim, group)
+}
+
+#[test]
+fn who_owes_for_its_cuts_waits_half_of_its_deadline_and_is_refused_by_a_cut_all_the_same() {
+    let (sim, group) = indebted(u64::MAX);
+    let _held = sim.alloc(group, MIB).expect("room");
+    assert_eq!(sim.nr_debts.load(Ordering::Relaxed), 0, "what fits owes nothing");
+    let start = Instant::now();
+    sim.alloc(group, 1).expect_err("full");
+    assert!(start.elapsed() >= Duration::from_millis(25), "it waits");
+    assert!(sim.nr_debts.load(Ordering::Relaxed) >= 2, "and looks again meanwhile");
+    assert!(sim.nr_cuts.load(Ordering::Relaxed) >= 1, "no refusal without a cut");
+    assert!(sim.engine.pressure(group).some.total_us > 0, "it is a stall");
+}
+
+#[test]
+fn who_waits_for_its_budget_takes_what_comes_free_without_a_cut() {
+    let (sim, group) = indebted(u64::MAX);
+    let held = sim.alloc(group, MIB).expect("room");
+    let asked = || sim.nr_debts.load(Ordering::Relaxed) != 0;
+    let cuts = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !asked() {
+                thread::yield_now();
+            }
+            sim.free(held);
+        });
+        let _fits = sim.alloc(group, 1).expect("it came free");
+        sim.nr_cuts.load(Ordering::Relaxed)
+    });
+    assert_eq!(cuts, 0);
+}
+
+#[test]
+fn inside_no_reclaim_nobody_waits_for_a_budget() {
+    let (sim, group) = indebted(u64::MAX);
+    let _held = sim.alloc(group, MIB).expect("room");
+    NO_RECLAIM.set(true);
+    sim.alloc(group, 1).expect_err("full");
+    NO_RECLAIM.set(false);
+    assert_eq!(sim.nr_debts.load(Ordering::Relaxed), 0);
+}

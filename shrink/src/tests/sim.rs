@@ -3,7 +3,7 @@
 extern crate std;
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use std::boxed::Box;
 use std::collections::VecDeque;
@@ -63,6 +63,10 @@ pub(crate) struct Sim {
     /// What threads that do not wait for memory pay with.
     pub(crate) busy: Mutex<Vec<Tag>>,
     pub(crate) nr_delivered: AtomicU32,
+    /// What the tenant owes for its cuts, in microseconds.
+    pub(crate) debt: AtomicU64,
+    /// How often it was asked for.
+    pub(crate) nr_debts: AtomicU32,
     /// Errands that have not ended, and those that have.
     pub(crate) errands: Mutex<(VecDeque<Errand>, Vec<Errand>)>,
 }
@@ -90,7 +94,12 @@ impl Host for Sim {
         if self.hides_garbage.load(Ordering::Relaxed) { 0 } else { self.sweep(target) }
     }
 
-    fn cut(&self, target: GroupRef, attempt: &mut dyn FnMut() -> bool) -> bool {
+    fn debt_us(&self, _: Tag) -> u64 {
+        self.nr_debts.fetch_add(1, Ordering::Relaxed);
+        self.debt.load(Ordering::Relaxed)
+    }
+
+    fn cut(&self, target: GroupRef, _: Tag, attempt: &mut dyn FnMut() -> bool) -> bool {
         let _drain = locked(&self.drain_mutex);
         self.nr_cuts.fetch_add(1, Ordering::Relaxed);
         if attempt() {
@@ -182,6 +191,8 @@ impl Sim {
             reports: Mutex::new(Vec::new()),
             busy: Mutex::new(Vec::new()),
             nr_delivered: AtomicU32::new(0),
+            debt: AtomicU64::new(0),
+            nr_debts: AtomicU32::new(0),
             errands: Mutex::new((VecDeque::new(), Vec::new())),
         }));
         assert!(sim.engine.set_host(sim));
