@@ -113,7 +113,7 @@ pub struct Settings {
 
 /// Where a group stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u64)]
 pub(crate) enum State {
     /// The slot is free.
     Free,
@@ -133,9 +133,11 @@ fn number_of(limit: Limit) -> u32 {
     limit.bytes().and_then(|bound| u32::try_from(bound).ok()).unwrap_or(u32::MAX)
 }
 
-/// What `life` holds: the state, and the length of the name.
-const STATE: u32 = (1 << NAME_SHIFT) - 1;
+/// What `life` holds: the state, the length of the name, and the number of the top-level tree, whole, as the
+/// context has it. In one word: who sees a group in the tree sees its lock.
+const STATE: u64 = (1 << NAME_SHIFT) - 1;
 const NAME_SHIFT: u32 = 8;
+const STRIPE_SHIFT: u32 = 16;
 
 /// Handles that a group may have, users' and children's: as `Arc`.
 const MAX_HANDLES: u32 = 1 << 31;
@@ -157,9 +159,7 @@ pub(crate) struct Group {
     pub(crate) events: EventCounters,
     pub(crate) links: Links,
     generation: AtomicU32,
-    life: AtomicU32,
-    /// The number of the top-level tree, whole: it names the lock, and is the context's too.
-    stripe: AtomicU32,
+    life: AtomicU64,
     handles: AtomicU32,
     /// What keeps the record from being another group's: see `topology.rs`.
     holds: AtomicU32,
@@ -209,8 +209,7 @@ impl Record for Group {
                 nr_objects: zero(),
             },
             generation: zero(),
-            life: AtomicU32::new(State::Free as u32),
-            stripe: zero(),
+            life: AtomicU64::new(State::Free as u64),
             handles: zero(),
             holds: zero(),
             context: zero(),
@@ -265,9 +264,8 @@ impl Group {
         self.name.store(kept.bytes, Ordering::Relaxed);
         self.handles.store(1, Ordering::Relaxed);
         self.holds.store(1, Ordering::Relaxed);
-        self.stripe.store(stripe, Ordering::Relaxed);
-        let life = u32::from(kept.len) << NAME_SHIFT;
-        self.life.store(life | State::Online as u32, Ordering::Relaxed);
+        let life = u64::from(stripe) << STRIPE_SHIFT | u64::from(kept.len) << NAME_SHIFT;
+        self.life.store(life | State::Online as u64, Ordering::Relaxed);
     }
 
     /// Ends the use of the record: the next user of the slot has another generation. `false`: there is
@@ -306,7 +304,7 @@ impl Group {
     /// Under the topology lock.
     pub(crate) fn set_state(&self, state: State) {
         let rest = self.life.load(Ordering::Relaxed) & !STATE;
-        self.life.store(rest | state as u32, Ordering::Relaxed);
+        self.life.store(rest | state as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn handles(&self) -> u32 {
@@ -387,7 +385,8 @@ impl Group {
     }
 
     pub(crate) fn stripe(&self) -> u32 {
-        self.stripe.load(Ordering::Relaxed)
+        let [_, _, stripe @ .., _, _] = self.life.load(Ordering::Relaxed).to_le_bytes();
+        u32::from_le_bytes(stripe)
     }
 
     /// What it knows of the groups below it, once it has had a child. Acquire pairs with the Release in
