@@ -22,7 +22,7 @@
 
 use crate::sync::{self, AtomicU32, Ordering, lock_tried};
 
-/// The lock: see the [module](self).
+/// The lock: see the module.
 #[derive(Debug)]
 pub struct Turns {
     next: AtomicU32,
