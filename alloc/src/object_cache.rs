@@ -217,13 +217,19 @@ impl<T> ObjectCache<T> {
     }
 
     /// Registers the shrinker of a built cache. Without memory for its record nothing is evicted.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there are as many objects as may be.
+    #[track_caller]
     fn register(&self)
     where
         T: Send + 'static,
     {
+        let counted = Counted::new();
         let shrinker = unaccounted(|| Arc::new(Evicts(Arc::clone(&self.shared))));
         let builder = ShrinkerBuilder::new(self.name()).marked_by_lists();
-        let Some(id) = builder.register(shrinker).into_id() else { return };
+        let Some(id) = builder.register_with(counted, shrinker).into_id() else { return };
         // Relaxed: the cache is nobody else's yet.
         self.shared.is_shrinker_there.store(true, Ordering::Relaxed);
         let _ = self.shared.shrinker.set(id);
@@ -280,7 +286,8 @@ impl<T> ObjectCache<T> {
     ///
     /// The idle one is the one that was used last, as it was left or [reset](ObjectCacheBuilder::reset).
     /// It is charged to the group already: groups do not get each other's, but for a parent, which
-    /// has those of a group that is gone. `O(1)`, some short locks.
+    /// has those of a group that is gone. Those of an [unaccounted](ObjectCacheBuilder::unaccounted) cache
+    /// are anybody's. `O(1)`, some short locks.
     ///
     /// # Errors
     ///

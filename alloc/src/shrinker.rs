@@ -323,8 +323,33 @@ impl ShrinkerBuilder {
     ///
     /// See [`register_direct`](ShrinkerBuilder::register_direct), if `place` is direct.
     unsafe fn register_at(self, shrinker: Arc<dyn Shrinker>, place: Place) -> Registration {
+        let Ok(counted) = Counted::try_new() else {
+            return Registration { name: self.name, id: None };
+        };
+        // SAFETY: by contract.
+        unsafe { self.register_counted(shrinker, place, counted) }
+    }
+
+    /// Registers a shrinker that runs on a worker thread, and that was counted.
+    pub(crate) fn register_with(
+        self,
+        counted: Counted,
+        shrinker: Arc<dyn Shrinker>,
+    ) -> Registration {
+        // SAFETY: the place is the worker's.
+        unsafe { self.register_counted(shrinker, Place::Worker, counted) }
+    }
+
+    /// # Safety
+    ///
+    /// See [`register_direct`](ShrinkerBuilder::register_direct), if `place` is direct.
+    unsafe fn register_counted(
+        self,
+        shrinker: Arc<dyn Shrinker>,
+        place: Place,
+        counted: Counted,
+    ) -> Registration {
         let Self { name, seeks, batch, group_aware, is_marked, starts_marked, only } = self;
-        let Ok(counted) = Counted::try_new() else { return Registration { name, id: None } };
         let place_in_tree = only.as_ref().map(Group::pinned);
         // The box is the allocator's own, so it is charged to nobody.
         let registered = Registered { shrinker, is_marked, only: place_in_tree, _counted: counted };

@@ -164,3 +164,23 @@ fn in_the_child_of_a_fork_watches_and_tasks_of_the_parent_do_not_count() {
         assert_eq!((group.stat().nr_objects, self_stat().objects), (0, 0));
     });
 }
+
+/// Without its shrinker it would keep idle objects that nothing evicts.
+#[test]
+fn a_built_cache_has_all_that_counts_or_is_not_made() {
+    let _alone = alone();
+    let build = || ObjectCache::<u64>::builder("built").ctor(|| 1).build();
+    set_max_objects(Limit::Max);
+    let whole = build();
+    let all = self_stat().objects;
+    assert_eq!(all, 3, "the cache, a list, a shrinker");
+    drop(whole);
+    for room in 0..all {
+        set_max_objects(room);
+        assert!(catch_unwind(build).is_err(), "with room for {room}");
+        assert_eq!(self_stat().objects, 0);
+    }
+    set_max_objects(all);
+    drop(build());
+    set_max_objects(Limit::Max);
+}

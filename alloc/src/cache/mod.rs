@@ -104,6 +104,8 @@ where
     ///
     /// # Panics
     ///
+    /// Panics where there are as many objects as [`set_max_objects`](crate::set_max_objects) and
+    /// [`Group::set_max_objects`](crate::Group::set_max_objects) have it.
     /// Aborts, as `Box::new` does, where the system has no memory for it.
     #[must_use]
     pub fn new(name: &str) -> Self {
@@ -116,6 +118,8 @@ where
     ///
     /// # Panics
     ///
+    /// Panics where there are as many objects as [`set_max_objects`](crate::set_max_objects) and
+    /// [`Group::set_max_objects`](crate::Group::set_max_objects) have it.
     /// Aborts, as `Box::new` does, where the system has no memory for it.
     #[must_use]
     pub fn direct(name: &str) -> Self

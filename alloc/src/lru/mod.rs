@@ -90,6 +90,8 @@ impl<T: Send + Sync> Lru<T> {
     ///
     /// # Panics
     ///
+    /// Panics where there are as many objects as [`set_max_objects`](crate::set_max_objects) and
+    /// [`Group::set_max_objects`](crate::Group::set_max_objects) have it.
     /// Aborts, as `Box::new` does, where the system has no memory for the list's record.
     #[must_use]
     pub fn new() -> Self {

@@ -71,7 +71,9 @@ impl<T: Send + 'static> ObjectCacheBuilder<T> {
         Self { name, is_accounted: true, most_idle: None, ctor: None, reset: None, shrink: None }
     }
 
-    /// Charges the objects to nobody. Those that are idle are evicted when the root reclaims.
+    /// Charges the objects to nobody. Those that are idle are evicted when the root reclaims, and are
+    /// anybody's: [`get`](ObjectCache::get) may answer what another group left, as it was left or
+    /// [reset](ObjectCacheBuilder::reset).
     pub fn unaccounted(mut self) -> Self {
         self.is_accounted = false;
         self
@@ -150,7 +152,9 @@ impl<T: Send + 'static> ObjectCacheBuilder<T> {
     ///
     /// # Panics
     ///
-    /// Aborts, as `Box::new` does, where the system has no memory for it.
+    /// Panics where there are as many objects as [`set_max_objects`](crate::set_max_objects) and
+    /// [`Group::set_max_objects`](crate::Group::set_max_objects) have it. Aborts, as `Box::new` does, where
+    /// the system has no memory for it.
     #[must_use]
     pub fn build(self) -> ObjectCache<T> {
         let Self { name, is_accounted, most_idle, ctor, reset, shrink } = self;
