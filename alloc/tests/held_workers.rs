@@ -115,6 +115,9 @@ fn wakers_that_hang_keep_no_news_from_others() {
     }
     for _ in 0..3 {
         good.insert(1000);
+        // More than it may ever have: its limit is met also where the worker kept room below it for the entries.
+        let more = good.group.run(|| Vec::<u8>::new().try_reserve_exact(2 << 20));
+        assert!(more.is_err());
         assert!(heard.wait(PATIENCE), "its limit was met");
     }
     let task = good.group.reclaim_async(1000);
