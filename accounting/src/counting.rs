@@ -148,6 +148,24 @@ macro_rules! counted {
                 self.0.swap(value, order)
             }
 
+            /// As core's; each try is one.
+            ///
+            /// # Errors
+            ///
+            /// As core's.
+            #[inline]
+            pub fn fetch_update(
+                &self,
+                set: Ordering,
+                fetch: Ordering,
+                mut f: impl FnMut($value) -> Option<$value>,
+            ) -> Result<$value, $value> {
+                self.0.fetch_update(set, fetch, |value| {
+                    read_modify_write();
+                    f(value)
+                })
+            }
+
             $(
                 /// As core's.
                 #[inline]
