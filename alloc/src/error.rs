@@ -153,12 +153,18 @@ fn shortened(path: String) -> String {
         return path;
     }
     let end = path.ceil_char_boundary(path.len() - LONGEST_PATH);
-    format!("…{}", &path[end..])
+    try_to_string(format_args!("…{}", &path[end..])).unwrap_or_default()
 }
 
-/// The path of a group as text, charged to nobody.
+/// What an error says; where there is no memory for it, that.
+fn said(what: fmt::Arguments<'_>) -> Cow<'static, str> {
+    let text = scope::unaccounted(|| try_to_string(what));
+    text.map_or(Cow::Borrowed("there is no memory to say what"), Cow::Owned)
+}
+
+/// The path of a group as text, charged to nobody; empty where there is no memory for it.
 pub(crate) fn path_of(group: GroupRef) -> String {
-    scope::unaccounted(|| Path(group).to_string())
+    scope::unaccounted(|| try_to_string(Path(group))).unwrap_or_default()
 }
 
 impl Error {
@@ -180,10 +186,10 @@ impl Error {
         match error {
             CreateError::Name(reason) => {
                 let shown = Shown(name);
-                Self::new(Kind::Invalid, path, format!("`{shown}` can't be a child: {reason}"))
+                Self::new(Kind::Invalid, path, said(format_args!("`{shown}` can't be a child: {reason}"))
             }
             CreateError::Exists => {
-                Self::new(Kind::Exists, path, format!("there is a child `{}` already", Shown(name)))
+                Self::new(Kind::Exists, path, said(format_args!("there is a child `{}` already", Shown(name)))
             }
             CreateError::Gone => Self::new(Kind::Gone, path, "the group is going offline"),
             CreateError::Descendants(over) => Self::full(path, over, "descendants"),
@@ -196,7 +202,7 @@ impl Error {
     fn full(path: String, over: memcg_accounting::OverLimit, of_what: &str) -> Self {
         let limiting = OverLimit::from_raw(over);
         let above = limiting.refused_by.map_or(path, path_of);
-        let what = format!("it has {} {of_what} of at most {}", over.usage, over.max);
+        let what = said(format_args!("it has {} {of_what} of at most {}", over.usage, over.max);
         Self {
             usage: over.usage,
             max: over.max,
@@ -209,7 +215,7 @@ impl Error {
     pub(crate) fn shallow(group: GroupRef) -> Self {
         scope::unaccounted(|| {
             let most = memcg_accounting::DEPTH;
-            let what = format!(
+            let what = said(format_args!(
                 "a top-level group with more than {most} levels below it is made so: see \
                  `GroupBuilder::max_depth`"
             );
@@ -226,7 +232,7 @@ impl Error {
     pub(crate) fn untracked_root(what: &'static str) -> Self {
         scope::unaccounted(|| {
             let what =
-                format!("the root is untracked and has no {what}: see `Memcg::accounting_root`");
+                said(format_args!("the root is untracked and has no {what}: see `Memcg::accounting_root`");
             Self::new(Kind::Unsupported, "/".into(), what)
         })
     }
@@ -234,7 +240,7 @@ impl Error {
     pub(crate) fn busy(group: GroupRef, wanted: u64, usage: u64, reclaimed: u64) -> Self {
         scope::unaccounted(|| {
             let what =
-                format!("usage {usage} can't be reclaimed to {wanted}: what is left is in use");
+                said(format_args!("usage {usage} can't be reclaimed to {wanted}: what is left is in use");
             Self { usage, max: wanted, reclaimed, ..Self::new(Kind::Busy, path_of(group), what) }
         })
     }
@@ -249,7 +255,7 @@ impl Error {
         let (usage, limit) = (TREE.usage(group), TREE.max(group));
         let max = limit.bytes().unwrap_or(u64::MAX);
         scope::unaccounted(|| {
-            let what = format!(
+            let what = said(format_args!(
                 "{reclaimed} of {requested} bytes could be reclaimed: usage {usage}, max {limit}"
             );
             Self { requested, reclaimed, usage, max, ..Self::new(Kind::Again, path, what) }
@@ -258,14 +264,14 @@ impl Error {
 
     pub(crate) fn cancelled(path: String, requested: u64, reclaimed: u64) -> Self {
         scope::unaccounted(|| {
-            let what = format!("cancelled when {reclaimed} of {requested} bytes were reclaimed");
+            let what = said(format_args!("cancelled when {reclaimed} of {requested} bytes were reclaimed");
             Self { requested, reclaimed, ..Self::new(Kind::Cancelled, path, what) }
         })
     }
 
     pub(crate) fn gone(path: String, requested: u64, reclaimed: u64) -> Self {
         scope::unaccounted(|| {
-            let what = format!(
+            let what = said(format_args!(
                 "the group went offline when {reclaimed} of {requested} bytes were reclaimed"
             );
             Self { requested, reclaimed, ..Self::new(Kind::Gone, path, what) }

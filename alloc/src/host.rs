@@ -77,8 +77,11 @@ impl Host for Allocator {
         }
     }
 
-    fn deliver(&self) {
+    fn look_at_news(&self) {
         notice::deliver();
+    }
+
+    fn deliver(&self) {
         if wakers::are_due() && ENGINE.has_refusals() {
             // A waker that does not return keeps no refusal from being told.
             ENGINE.ring();

@@ -113,13 +113,19 @@ impl Errand {
 #[derive(Debug)]
 pub(crate) struct Errands {
     has_news: AtomicBool,
+    /// News was looked at, and the program's code that it calls for has yet to run.
+    has_code: AtomicBool,
     nr_tasks: AtomicU32,
 }
 
 impl Errands {
     memcg_accounting::const_new! {
         pub(crate) fn new() -> Self {
-            Self { has_news: AtomicBool::new(false), nr_tasks: AtomicU32::new(0) }
+            Self {
+                has_news: AtomicBool::new(false),
+                has_code: AtomicBool::new(false),
+                nr_tasks: AtomicU32::new(0),
+            }
         }
     }
 
@@ -164,18 +170,29 @@ impl Engine {
     /// Whether there is something that a worker may deliver.
     #[inline]
     pub(crate) fn has_deliverable(&self) -> bool {
-        self.errands.has_news() && self.may_run_errands()
+        self.errands.has_news()
+            || (self.errands.has_code.load(Ordering::Relaxed) && self.may_run_errands())
     }
 
-    /// Has the host deliver, if there is something. A delivery that does not end is a call that
-    /// does not: another worker takes this one's place, while [few](crate::held) are so.
+    /// Has the host look at news, whatever others are at, and then deliver what of it runs the program's code. A
+    /// delivery that does not end is a call that does not: another worker takes this one's place, while
+    /// [few](crate::held) are so.
     pub(crate) fn deliver(&self, me: &Reclaimer) {
-        if !self.has_deliverable() {
-            return;
-        }
+        // Relaxed: a ring wakes a worker afterwards.
+        let Errands { has_news, has_code, .. } = &self.errands;
         // AcqRel: what was put in place before the ring is seen, and what is rung for after this
-        // is delivered again.
-        if self.errands.has_news.swap(false, Ordering::AcqRel) {
+        // is looked at again.
+        if has_news.load(Ordering::Relaxed) && has_news.swap(false, Ordering::AcqRel) {
+            me.enter(NO_SHRINKER);
+            self.host().look_at_news();
+            me.leave();
+            // Release pairs with the AcqRel below.
+            has_code.store(true, Ordering::Release);
+        }
+        if has_code.load(Ordering::Relaxed)
+            && self.may_run_errands()
+            && has_code.swap(false, Ordering::AcqRel)
+        {
             me.enter(NO_SHRINKER);
             self.host().deliver();
             me.leave();

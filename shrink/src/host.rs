@@ -96,7 +96,11 @@ pub trait Host: Sync {
         let _ = look;
     }
 
-    /// Delivers what was [rung](crate::Engine::ring) for. Runs the program's code; called outside
+    /// Looks at what was [rung](crate::Engine::ring) for, and tells whoever waits for it without code of the
+    /// program's: so nothing that hangs there keeps news back. Called outside allocations only.
+    fn look_at_news(&self) {}
+
+    /// Runs the program's code that news calls for, after [`look_at_news`](Host::look_at_news). Called outside
     /// allocations only.
     fn deliver(&self) {}
 
