@@ -5,7 +5,7 @@ use std::fmt;
 
 use memcg_accounting::{CreateError, GroupRef, OverLimit as RawOverLimit, ParseLimitError};
 
-use crate::path::{Path, Shown};
+use crate::path::{Path, Shown, try_to_string};
 use crate::process::TREE;
 use crate::scope::{self, Refused};
 
@@ -156,6 +156,15 @@ fn shortened(path: String) -> String {
     try_to_string(format_args!("…{}", &path[end..])).unwrap_or_default()
 }
 
+/// The path of the root.
+fn root() -> String {
+    scope::unaccounted(|| try_to_string("/")).unwrap_or_default()
+}
+
+macro_rules! said {
+    ($($what:tt)*) => { said(format_args!($($what)*)) };
+}
+
 /// What an error says; where there is no memory for it, that.
 fn said(what: fmt::Arguments<'_>) -> Cow<'static, str> {
     let text = scope::unaccounted(|| try_to_string(what));
@@ -186,10 +195,10 @@ impl Error {
         match error {
             CreateError::Name(reason) => {
                 let shown = Shown(name);
-                Self::new(Kind::Invalid, path, said(format_args!("`{shown}` can't be a child: {reason}"))
+                Self::new(Kind::Invalid, path, said!("`{shown}` can't be a child: {reason}"))
             }
             CreateError::Exists => {
-                Self::new(Kind::Exists, path, said(format_args!("there is a child `{}` already", Shown(name)))
+                Self::new(Kind::Exists, path, said!("there is a child `{}` already", Shown(name)))
             }
             CreateError::Gone => Self::new(Kind::Gone, path, "the group is going offline"),
             CreateError::Descendants(over) => Self::full(path, over, "descendants"),
@@ -202,7 +211,7 @@ impl Error {
     fn full(path: String, over: memcg_accounting::OverLimit, of_what: &str) -> Self {
         let limiting = OverLimit::from_raw(over);
         let above = limiting.refused_by.map_or(path, path_of);
-        let what = said(format_args!("it has {} {of_what} of at most {}", over.usage, over.max);
+        let what = said!("it has {} {of_what} of at most {}", over.usage, over.max);
         Self {
             usage: over.usage,
             max: over.max,
@@ -215,7 +224,7 @@ impl Error {
     pub(crate) fn shallow(group: GroupRef) -> Self {
         scope::unaccounted(|| {
             let most = memcg_accounting::DEPTH;
-            let what = said(format_args!(
+            let what = said!(
                 "a top-level group with more than {most} levels below it is made so: see \
                  `GroupBuilder::max_depth`"
             );
@@ -232,15 +241,15 @@ impl Error {
     pub(crate) fn untracked_root(what: &'static str) -> Self {
         scope::unaccounted(|| {
             let what =
-                said(format_args!("the root is untracked and has no {what}: see `Memcg::accounting_root`");
-            Self::new(Kind::Unsupported, "/".into(), what)
+                said!("the root is untracked and has no {what}: see `Memcg::accounting_root`");
+            Self::new(Kind::Unsupported, root(), what)
         })
     }
 
     pub(crate) fn busy(group: GroupRef, wanted: u64, usage: u64, reclaimed: u64) -> Self {
         scope::unaccounted(|| {
             let what =
-                said(format_args!("usage {usage} can't be reclaimed to {wanted}: what is left is in use");
+                said!("usage {usage} can't be reclaimed to {wanted}: what is left is in use");
             Self { usage, max: wanted, reclaimed, ..Self::new(Kind::Busy, path_of(group), what) }
         })
     }
@@ -255,7 +264,7 @@ impl Error {
         let (usage, limit) = (TREE.usage(group), TREE.max(group));
         let max = limit.bytes().unwrap_or(u64::MAX);
         scope::unaccounted(|| {
-            let what = said(format_args!(
+            let what = said!(
                 "{reclaimed} of {requested} bytes could be reclaimed: usage {usage}, max {limit}"
             );
             Self { requested, reclaimed, usage, max, ..Self::new(Kind::Again, path, what) }
@@ -264,14 +273,14 @@ impl Error {
 
     pub(crate) fn cancelled(path: String, requested: u64, reclaimed: u64) -> Self {
         scope::unaccounted(|| {
-            let what = said(format_args!("cancelled when {reclaimed} of {requested} bytes were reclaimed");
+            let what = said!("cancelled when {reclaimed} of {requested} bytes were reclaimed");
             Self { requested, reclaimed, ..Self::new(Kind::Cancelled, path, what) }
         })
     }
 
     pub(crate) fn gone(path: String, requested: u64, reclaimed: u64) -> Self {
         scope::unaccounted(|| {
-            let what = said(format_args!(
+            let what = said!(
                 "the group went offline when {reclaimed} of {requested} bytes were reclaimed"
             );
             Self { requested, reclaimed, ..Self::new(Kind::Gone, path, what) }
@@ -282,8 +291,8 @@ impl Error {
         scope::unaccounted(|| Self::new(Kind::Invalid, path_of(group), what))
     }
 
-    pub(crate) fn system_at(group: GroupRef, what: String) -> Self {
-        scope::unaccounted(|| Self::new(Kind::System, path_of(group), what))
+    pub(crate) fn system_at(group: GroupRef, what: fmt::Arguments<'_>) -> Self {
+        scope::unaccounted(|| Self::new(Kind::System, path_of(group), said(what)))
     }
 
     /// A live sibling has the name.
@@ -369,6 +378,6 @@ impl std::error::Error for Error {}
 
 impl From<ParseLimitError> for Error {
     fn from(error: ParseLimitError) -> Self {
-        Self::new(Kind::Invalid, "/".into(), error.to_string())
+        Self::new(Kind::Invalid, root(), said!("{error}"))
     }
 }

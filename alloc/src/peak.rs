@@ -5,6 +5,7 @@
 //! of what was saved for it and the local one.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use memcg_accounting::GroupRef;
@@ -44,12 +45,17 @@ struct Saved {
 /// assert!(group.peak() >= 1 << 20);
 /// # Ok::<(), memcg::Error>(())
 /// ```
-#[derive(Debug)]
 pub struct PeakReader {
     group: Group,
     /// The peak that was saved for this reader; none before its first reset.
     saved: Option<Arc<Saved>>,
     _counted: Counted,
+}
+
+impl fmt::Debug for PeakReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeakReader").field("group", &self.group).finish_non_exhaustive()
+    }
 }
 
 impl PeakReader {

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -237,13 +238,22 @@ impl Group {
     pub fn watch(&self, threshold: Threshold) -> Result<Watch, Error> {
         threshold.check().map_err(|what| Error::invalid(self.as_ref(), what))?;
         group::prepare(|| path_of(self.as_ref()))?;
-        let no_fd = |error| Error::system_at(self.as_ref(), format!("no watch: {error}"));
+        // The system's own words for its errors take memory, which there may be none of.
+        let no_fd = |error: io::Error| match error.raw_os_error() {
+            Some(code) => Error::system_at(
+                self.as_ref(),
+                format_args!("no watch: error {code} of the system"),
+            ),
+            None => Error::system_at(self.as_ref(), format_args!("no watch: {error}")),
+        };
         // From here on the drop takes everything back.
         let watch = Watch { state: State::new(self.as_ref(), threshold).map_err(no_fd)? };
         let added = notice::add(&watch.state);
         match added {
             Ok(()) => Ok(watch),
-            Err(_) => Err(Error::system_at(self.as_ref(), "no memory to note a watch".into())),
+            Err(_) => {
+                Err(Error::system_at(self.as_ref(), format_args!("no memory to note a watch")))
+            }
         }
     }
 }
