@@ -353,7 +353,9 @@ impl ShrinkerBuilder {
         let place_in_tree = only.as_ref().map(Group::pinned);
         // The box is the allocator's own, so it is charged to nobody.
         let registered = Registered { shrinker, is_marked, only: place_in_tree, _counted: counted };
-        let data = scope::unaccounted(|| Box::into_raw(Box::new(registered)));
+        let Some(data) = scope::unaccounted(|| try_box(registered)) else {
+            return Registration { name, id: None };
+        };
         let raw = RawShrinker {
             data: data.cast_const().cast(),
             count: count_raw,
@@ -444,6 +446,15 @@ struct Registered {
     /// The one group that it is asked for.
     only: Option<Pinned>,
     _counted: Counted,
+}
+
+/// `value` in a box of its own, for [`Box::from_raw`]. `None`: the system has no memory.
+fn try_box<T>(value: T) -> Option<*mut T> {
+    let mut one = Vec::new();
+    one.try_reserve_exact(1).ok()?;
+    one.push(value);
+    // A slice of one lies as one does, and has its layout.
+    Some(Box::into_raw(one.into_boxed_slice()).cast())
 }
 
 /// Runs `call` with the control as users see it. `None`: it panicked.
