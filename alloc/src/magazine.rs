@@ -128,6 +128,8 @@ pub(crate) struct Magazines {
     open: u64,
     /// Words that each class is granted.
     capacities: [u16; class::COUNT],
+    /// Where each magazine begins: null before it is placed.
+    bottoms: [*mut *mut u8; class::COUNT],
     granted: usize,
     /// Where the small homes are, and the large ones.
     homes: [*mut *mut u8; 2],
@@ -142,22 +144,31 @@ const _: () = assert!(class::COUNT <= u64::BITS as usize);
 const _: () = assert!(MOST_OBJECTS <= u16::MAX as usize);
 const _: () = assert!(size_of::<Magazine>() == class::STRIDE);
 
+/// What a class is granted first, and the most objects that its magazine may hold.
+const BOUNDS: [[u16; 2]; class::COUNT] = bounds();
+
+#[expect(clippy::cast_possible_truncation, reason = "at most `MOST_OBJECTS`")]
+const fn bounds() -> [[u16; 2]; class::COUNT] {
+    let (mut bounds, mut i) = ([[0; 2]; class::COUNT], 0);
+    while i < class::COUNT {
+        let size = Class::nth(i).size();
+        let (first, most) = (8192 / size, MOST_BYTES / size);
+        let first = if first > 64 { 64 } else { first };
+        bounds[i][0] = if first < 2 { 2 } else { first as u16 };
+        bounds[i][1] = if most < MOST_OBJECTS { most as u16 } else { MOST_OBJECTS as u16 };
+        i += 1;
+    }
+    bounds
+}
+
 /// The most objects that a class's magazine may hold.
 const fn most(class: Class) -> usize {
-    let by_bytes = MOST_BYTES / class.size();
-    if by_bytes < MOST_OBJECTS { by_bytes } else { MOST_OBJECTS }
+    BOUNDS[class.index()][1] as usize
 }
 
 /// What a class is granted first.
 const fn first(class: Class) -> usize {
-    let by_bytes = 8192 / class.size();
-    if by_bytes > 64 {
-        64
-    } else if by_bytes < 2 {
-        2
-    } else {
-        by_bytes
-    }
+    BOUNDS[class.index()][0] as usize
 }
 
 /// Words of a page.
@@ -197,6 +208,7 @@ impl Magazines {
             of: [const { Magazine::new() }; class::COUNT],
             open: 0,
             capacities: [0; class::COUNT],
+            bottoms: [ptr::null_mut(); class::COUNT],
             granted: 0,
             homes: [ptr::null_mut(); 2],
             has_moved: false,
@@ -217,6 +229,7 @@ impl Magazines {
         self.homes = [small, unsafe { small.add(words(0)) }];
         for class in Class::all() {
             let home = self.home(class, 0);
+            self.bottoms[class.index()] = home;
             let magazine = self.get(class);
             (magazine.top, magazine.floor, magazine.ceiling) = (home, home, home);
             magazine.reciprocal = class.reciprocal();
@@ -263,10 +276,7 @@ impl Magazines {
     }
 
     fn bottom(&self, class: Class) -> *mut *mut u8 {
-        if self.homes[0].is_null() {
-            return ptr::null_mut();
-        }
-        self.home(class, self.capacity(class))
+        self.bottoms[class.index()]
     }
 
     /// The cached objects of a class, oldest first.
@@ -435,6 +445,7 @@ impl Magazines {
         #[expect(clippy::cast_possible_truncation, reason = "at most `MOST_OBJECTS`")]
         let granted = capacity as u16;
         self.capacities[class.index()] = granted;
+        self.bottoms[class.index()] = home;
         let bit = 1 << class.index();
         self.open = if capacity == 0 { self.open & !bit } else { self.open | bit };
         let unseen = self.get(class).unseen().len();
@@ -455,6 +466,8 @@ impl Magazines {
         for class in Class::all() {
             let magazine = &self.of[class.index()];
             let (bottom, capacity) = (self.bottom(class), self.capacity(class));
+            let is_placed = !self.homes[0].is_null();
+            assert!(!is_placed || bottom == self.home(class, capacity), "{class:?} is at home");
             assert!(self.len(class) <= capacity, "{class:?} is within its capacity");
             assert!(capacity <= most(class), "{class:?} is within its storage");
             assert_eq!(capacity != 0, self.open >> class.index() & 1 != 0, "{class:?} is open");
