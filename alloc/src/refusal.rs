@@ -125,7 +125,7 @@ impl Refusal {
         Duration::from_micros(self.tried.took_us)
     }
 
-    /// Whether a wait for the worker ended at the deadline: a shrinker there was too slow.
+    /// Whether the wait for a worker ended at the deadline, or half of it was over inside one call: a shrinker there was too slow.
     #[must_use]
     pub fn is_timed_out(&self) -> bool {
         self.tried.gave_up != 0

@@ -193,7 +193,8 @@ impl<'e> Session<'e> {
                 // The others are at what does not end, and another worker is on its way.
                 patience.renew(now_ms());
             } else if self.is_held(me, patience) && self.leave_to_worker(me) {
-                // Another worker passes over what holds this one.
+                // Another worker passes over what holds this one, which was too slow.
+                self.gave_up += 1;
                 let Some(other) = self.me() else { return UNKNOWN };
                 me = other;
                 self.post(me, ask);
