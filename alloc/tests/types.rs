@@ -215,6 +215,8 @@ fn types_of_memcg_accounting() {
         Stock: ALL;
         Tag: ALL;
         Tree: "Send Sync Unpin UnwindSafe";
+        Turn: ALL;
+        Turns: ALL;
         UnchargeLog: ALL;
         Want: ALL;
         Window: ALL;
