@@ -43,8 +43,13 @@ fn drain_hard(barriers: bool) {
             }
         });
         let start = Instant::now();
+        let mut random = Random::new(2);
         while start.elapsed() < Duration::from_secs(1) {
             memcg::drain();
+            // The owner's first operation after a drain fences, so that it is the later ones that are to be met.
+            for _ in 0..random.below(2000) {
+                std::hint::spin_loop();
+            }
         }
         stop.store(true, Ordering::Relaxed);
     });
